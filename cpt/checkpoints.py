@@ -1,0 +1,105 @@
+"""Checkpoints that can be trusted: sealed with hashes when written, verified before they are read."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cpt.errors import RunDirError
+
+SEAL = "SEAL.json"
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a file, hex."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file below the folder, but for the seal itself."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON aside, flush it to the disk, rename: a reader sees all of it or none of it."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(file)
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below a folder to the disk, before something is written that vouches for them."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def seal(folder: Path) -> None:
+    """Vouch for every file of a finished checkpoint."""
+    sync_tree(folder)
+    write_json(folder / SEAL, folder_hashes(folder))
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` sealed checkpoints."""
+    for path in _by_step(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def verify(folder: Path, hashes: dict[str, str], next_step: str) -> None:
+    """Raise RunDirError when a file is missing or differs from its recorded hash."""
+    problems = []
+    for name, expected in hashes.items():
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"{file}: is missing. {next_step}")
+        elif file_hash(file) != expected:
+            problems.append(f"{file}: is damaged (its hash is not the one recorded when it was written). {next_step}")
+    if problems:
+        raise RunDirError(*problems)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest sealed checkpoint, verified; ones without a seal were cut off while written and are removed.
+
+    Raises RunDirError when the newest sealed one is damaged: nothing is deleted then.
+    """
+    found = _by_step(folder)
+    sealed = [path for path in found if (path / SEAL).exists()]
+    for path in set(found) - set(sealed):
+        shutil.rmtree(path)
+    if not sealed:
+        return None
+    best = sealed[-1]
+    before = f"go on from {sealed[-2].name}" if len(sealed) > 1 else "start the stage again"
+    advice = f"Delete {best} to {before}, then run the same command again."
+    try:
+        hashes = json.loads((best / SEAL).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirError(f"{best / SEAL}: is damaged ({error}). {advice}") from error
+    verify(best, hashes, advice)
+    return best

@@ -1,0 +1,176 @@
+"""The command line: `cpt run | resume | validate | eval | export | ask | report`.
+
+Exit codes: 0 done; 1 a defect of ours (a traceback is shown); 2 what you wrote: configuration, data,
+tokenizer; 3 the run directory: another stream's, in use, damaged; 4 training could not go on: a loss that is
+not a number, a full disk; 75 stopped by SIGTERM, 130 by Ctrl-C: the same command goes on from there.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpt.errors import ConfigError, CptError
+
+if TYPE_CHECKING:
+    from cpt.config import Stream
+
+# Before any library reads them: nothing is sent anywhere, and tokenizers do not fork.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    help="Continual post-training of language models: a stream of stages, measured after each.",
+    epilog="Exit codes: 0 done, 2 your input, 3 the run directory, 4 training failed, 75 or 130 stopped: run again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StreamFile = Annotated[str, typer.Argument(metavar="STREAM", help="YAML file, or the name of a shipped recipe")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.max_steps=10 seed=1")
+]
+RunDir = Annotated[str, typer.Argument(metavar="RUN", help="run directory, or runs/NAME for the newest of a name")]
+
+
+@app.command()
+def run(
+    stream: StreamFile,
+    overrides: Overrides = None,
+    new: Annotated[bool, typer.Option("--new", help="start another run directory")] = False,
+    run_dir: Annotated[str | None, typer.Option("--run", metavar="DIR", help="go on in this run")] = None,
+) -> None:
+    """Run a stream; goes on with the newest run of its name as far as nothing changed."""
+    from cpt.config import Stream
+
+    parsed = Stream.from_yaml(stream, overrides)
+    _run(parsed, new=new, run_dir=run_dir)
+
+
+@app.command()
+def resume(run_dir: RunDir) -> None:
+    """Go on with an interrupted run, by the stream.yaml it holds."""
+    from cpt.config import Stream
+    from cpt.run_dir import Run
+
+    found = Run.open(run_dir)
+    _run(Stream.from_yaml(found.path / "stream.yaml"), new=False, run_dir=str(found.path))
+
+
+@app.command()
+def validate(
+    stream: Annotated[str | None, typer.Argument(metavar="STREAM", help="YAML file or shipped recipe")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a stream instead")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="print the stream with every default")] = False,
+) -> None:
+    """Check a stream without loading a model: keys, values, files, columns, all problems at once."""
+    from cpt.config import Stream
+    from cpt.validate import json_schema, problems
+
+    if schema:
+        typer.echo(json.dumps(json_schema(), indent=1))
+        return
+    if stream is None:
+        raise ConfigError("validate needs a stream: a YAML file or the name of a shipped recipe")
+    parsed = Stream.from_yaml(stream, overrides)
+    if found := problems(parsed):
+        raise ConfigError(*found)
+    typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {len(parsed.stages)} stages, nothing wrong")
+
+
+@app.command(name="eval")
+def evaluate(
+    run_dir: RunDir,
+    stream: Annotated[str | None, typer.Option("--stream", help="measure by this stream's evaluation plan")] = None,
+) -> None:
+    """Measure every finished stage of a run again by a changed evaluation plan; trains nothing."""
+    from cpt.config import Stream
+    from cpt.run_dir import Run
+    from cpt.stream import measure_again
+
+    found = Run.open(run_dir)
+    measure_again(found, Stream.from_yaml(stream or found.path / "stream.yaml"))
+    _show(found.path)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder to write")],
+    stage: Annotated[str, typer.Option("--stage", help="name or number")],
+) -> None:
+    """Copy a stage's model, with a model card of how it was made and what it scores."""
+    from cpt.export import export as write
+    from cpt.run_dir import Run
+
+    typer.echo(f"wrote {write(Run.open(run_dir), stage, to)}")
+
+
+@app.command()
+def ask(
+    run_dir: RunDir,
+    prompt: Annotated[str, typer.Argument(help="what to ask")],
+    stages: Annotated[str, typer.Option("--stages", help="names or numbers, e.g. 0,2,3; default: all")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64,
+) -> None:
+    """Show the answers of several stages to one prompt, side by side."""
+    from cpt.ask import answers
+    from cpt.report.summary import aligned
+    from cpt.run_dir import Run
+
+    found = answers(Run.open(run_dir), prompt, [part for part in stages.split(",") if part], max_new_tokens)
+    typer.echo(aligned([["stage", "answer"], *([name, text] for name, text in found)], left=True))
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run directories, or runs/NAME")],
+    as_json: Annotated[bool, typer.Option("--json", help="matrix and facts of every stage as JSON")] = False,
+) -> None:
+    """Scores of one run, or of several side by side."""
+    from cpt.report import summary
+    from cpt.run_dir import Run
+
+    paths = [Run.open(path).path for path in run_dirs]
+    typer.echo(json.dumps(summary.as_json(paths), indent=1) if as_json else summary.text(paths))
+
+
+def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:
+    from cpt.stream import run as run_stream
+
+    done = run_stream(stream, new=new, run_dir=run_dir, say=_say)
+    _show(done.path)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _show(path: Path) -> None:
+    from cpt.report.summary import text
+
+    typer.echo("")
+    typer.echo(text([path]))
+
+
+def main() -> None:
+    """Entry point: problems become lines on standard error and an exit code."""
+    try:
+        app()
+    except CptError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

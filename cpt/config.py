@@ -1,0 +1,263 @@
+"""A stream as YAML: the pydantic models behind it, and every error at once on the way in.
+
+Nothing here imports torch, transformers, trl or peft: `cpt validate` answers in a second or two.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from cpt import resources
+from cpt.data.spec import Name, Source, Sources, Strict, refuse
+from cpt.errors import ConfigError
+from cpt.explain import explain
+from cpt.methods import registry
+from cpt.methods.base import Method
+from cpt.suggest import did_you_mean
+from cpt.trainer_fields import check_training
+
+Group = Literal["task", "general"]
+
+
+class EvalSource(Source):
+    """Rows that are only measured, and how."""
+
+    split: str = Field("test", description="which split of the origin")
+    measures: list[str] | None = Field(None, min_length=1, description="default: chosen by the rows' form")
+    exact_match: Literal["one_pass", "generate"] = Field("one_pass", description="equal results; see docs")
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, names: list[str] | None) -> list[str] | None:
+        from eval_harness.measure import MEASURES
+
+        unknown = [(i, name) for i, name in enumerate(names or []) if name not in MEASURES]
+        refuse(
+            *(
+                ((i,), name, f"is no measure.{did_you_mean(name, MEASURES)} Known: {', '.join(MEASURES)}.")
+                for i, name in unknown
+            )
+        )
+        return names
+
+
+def _method(value: Any) -> Method:
+    """Build the method its `type` names, so that error paths read stages.1.methods.0.ratio."""
+    if isinstance(value, Method):
+        return value
+    if isinstance(value, str):
+        value = {"type": value}
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise PydanticCustomError("cpt", "must be a method's name or a mapping with its name under 'type'")
+    try:
+        found = registry.find(value["type"])
+    except registry.UnknownMethod as error:
+        refuse((("type",), value["type"], str(error)))
+    return found.model_validate(value)
+
+
+AnyMethod = SerializeAsAny[Annotated[Method, PlainValidator(_method, json_schema_input_type=dict)]]
+
+
+class Stage(Strict):
+    """One step of the stream: what is trained on, how, with which methods, and what measures it."""
+
+    name: Name
+    kind: Literal["sft", "pretrain"] = Field("sft", description="sft: prompts and answers; pretrain: text")
+    data: Sources
+    test: EvalSource | None = Field(None, description="held-out rows: the stage's column of the matrix")
+    methods: list[AnyMethod] = Field([], description="techniques that compose; see `docs/methods`")
+    training: Annotated[dict[str, Any], AfterValidator(check_training)] = Field(
+        {}, description="any field of TRL's SFTConfig; wins over the stream's"
+    )
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> "Stage":
+        found: list[tuple[tuple[str | int, ...], Any, str]] = []
+        for i, method in enumerate(self.methods):
+            if self.kind not in method.kinds:
+                allowed = ", ".join(sorted(method.kinds))
+                found.append((("methods", i), method.type, f"does not work in a {self.kind} stage ({allowed})"))
+        owners = [i for i, method in enumerate(self.methods) if method.owns_requires_grad]
+        if len(owners) > 1:
+            names = " and ".join(self.methods[i].type for i in owners)
+            found.append((("methods", owners[1]), names, "both decide what is trained: keep one"))
+        weighted = [source.weight is not None for source in self.data]
+        if any(weighted) and not all(weighted):
+            i = weighted.index(False)
+            found.append((("data", i, "weight"), None, "give every source of the stage a weight, or none"))
+        refuse(*found)
+        return self
+
+
+class ModelSpec(Strict):
+    """The base model: a folder, a name on the Hub, or a model that ships with cpt (tiny-world)."""
+
+    path: str = Field(description="folder, hub name, or tiny-world")
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = Field(None, description="sdpa, eager, flash_attention_2, ...")
+    trust_remote_code: bool = Field(False, description="runs code of the model's author; off unless you say so")
+
+
+class TokenizerSpec(Strict):
+    """Repairs to the base model's tokenizer, kept for every stage."""
+
+    path: str | None = Field(None, description="folder or hub name; default: the model's")
+    pad_token: str | None = Field(None, description="an existing token to pad with")
+    chat_template: str | None = Field(None, description="path of a Jinja file")
+
+
+class Evaluation(Strict):
+    """What is measured after every stage, stage 0 included."""
+
+    general: dict[Name, EvalSource] = Field({}, description="abilities to keep, by name")
+    batch_tokens: int = Field(8192, gt=0, description="padded tokens per scoring batch")
+    prompt: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat if there is a template")
+    refuse_overlap: bool = Field(False, description="stop when test rows occur in training rows")
+
+
+class Retention(Strict):
+    """What stays on disk once a stage is finished."""
+
+    models: Literal["all", "last"] = Field("all", description="last: only the newest stage keeps its weights")
+    checkpoints: bool = Field(False, description="keep the trainer's checkpoints of finished stages")
+
+
+class Stream(Strict):
+    """A base model, an ordered list of stages, an evaluation plan."""
+
+    name: Name
+    model: Annotated[ModelSpec, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    seed: int = Field(0, ge=0, description="every stage derives its own from it")
+    data_root: Path | None = Field(None, description="folder that `file:` sources are relative to")
+    output_dir: Path = Field(Path("runs"), description="where run directories are made")
+    training: Annotated[dict[str, Any], AfterValidator(check_training)] = Field(
+        {}, description="fields of TRL's SFTConfig for every stage"
+    )
+    stages: list[Stage] = Field([], description="in order; none: only the base is measured")
+    evaluation: Evaluation = Evaluation()
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _hang_together(self) -> "Stream":
+        found: list[tuple[tuple[str | int, ...], Any, str]] = []
+        names = [stage.name for stage in self.stages]
+        for i, name in enumerate(names):
+            if name in names[:i] or name == "base":
+                found.append((("stages", i, "name"), name, "is taken: every stage needs a name of its own"))
+            if name in self.evaluation.general:
+                found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
+        for i, stage in enumerate(self.stages):
+            rows = self.batch_rows(stage)
+            for j, method in enumerate(stage.methods):
+                found += [(("stages", i, "methods", j), method.type, text) for text in method.check(rows)]
+        refuse(*found)
+        return self
+
+    def training_of(self, stage: Stage) -> dict[str, Any]:
+        """The stage's trainer arguments over the stream's."""
+        return {**self.training, **stage.training}
+
+    def batch_rows(self, stage: Stage, world: int = 1) -> int:
+        """Rows of one effective batch: per device x accumulation x processes."""
+        training = self.training_of(stage)
+        per_device = training.get("per_device_train_batch_size", 8)
+        return int(per_device) * int(training.get("gradient_accumulation_steps", 1)) * world
+
+    def eval_sources(self) -> dict[str, tuple[Group, EvalSource]]:
+        """Everything that is measured: name -> ("task" | "general", source), stages first."""
+        found: dict[str, tuple[Group, EvalSource]] = {}
+        for stage in self.stages:
+            if stage.test:
+                found[stage.name] = ("task", stage.test)
+        return found | {name: ("general", source) for name, source in self.evaluation.general.items()}
+
+    def to_yaml(self) -> str:
+        """The resolved stream, every default written; `from_yaml` of it gives an equal stream."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: list[str] | None = None) -> "Stream":
+        """Read a stream; overrides are `dotted.path=value`, stages by number or by name.
+
+        Raises ConfigError with every problem found, each with its dotted path.
+        """
+        file = resources.find_recipe(os.fspath(path))
+        try:
+            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: not valid YAML: {error}") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{file}: must be a mapping with name, model and stages. See docs/config.md.")
+        for text in overrides or []:
+            _override(raw, text)
+        return cls.parse(raw)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "Stream":
+        """As the constructor, with problems as one readable ConfigError."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(*explain(error, cls, raw)) from error
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Set one dotted path of the raw mapping, e.g. stages.reverse.methods.0.ratio=0.25."""
+    path, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w.-]+", path):
+        raise ConfigError(f"override {text!r}: write dotted.path=value, e.g. training.learning_rate=1e-4")
+    *parents, last = path.split(".")
+    here: Any = raw
+    for depth, key in enumerate(parents):
+        here = _child(here, key, ".".join(parents[: depth + 1]), text)
+    if isinstance(here, list):
+        here[_index(here, last, path, text)] = yaml.safe_load(value)
+    else:
+        here[last] = _number(value)
+
+
+def _number(value: str) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a user means the number."""
+    loaded = yaml.safe_load(value)
+    if isinstance(loaded, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", loaded):
+        return float(loaded)
+    return loaded
+
+
+def _child(here: Any, key: str, path: str, text: str) -> Any:
+    if isinstance(here, list):
+        return here[_index(here, key, path, text)]
+    if here.get(key) is None:
+        here[key] = {}
+    elif key == "model" and isinstance(here[key], str):
+        here[key] = {"path": here[key]}
+    if not isinstance(here[key], dict | list):
+        raise ConfigError(f"override {text!r}: {path} is {here[key]!r}, which has no parts to set")
+    return here[key]
+
+
+def _index(here: list[Any], key: str, path: str, text: str) -> int:
+    names = [item.get("name", item.get("type")) if isinstance(item, dict) else item for item in here]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(here):
+        return int(key)
+    known = ", ".join(f"{i} ({name})" if name else str(i) for i, name in enumerate(names)) or "none"
+    raise ConfigError(f"override {text!r}: {path} does not exist; there are: {known}")

@@ -1,0 +1,96 @@
+"""Sources of a stage become one list of rows: read, recognised, weighted, fingerprinted."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpt.errors import DataError
+from eval_harness.rows import Row, RowError, canonical
+from eval_harness.sources import SourceError, fingerprint, read_rows
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows of one source and the hash of what was read (after `limit`, in order)."""
+
+    label: str
+    rows: list[Row]
+    fingerprint: str
+
+
+def load(source: Any, data_root: Path | None, place: str, seed: int = 0) -> Loaded:
+    """Read one `Source` and recognise its rows.
+
+    place names the source in errors, e.g. `stages.1.data.0`. Raises DataError with the first problems found:
+    a missing file, an empty data set, rows of an unknown form, rows without an answer.
+    """
+    try:
+        raw = read_rows(**source.origin(data_root))
+    except SourceError as error:
+        raise DataError(f"{place}: {error}") from error
+    picked = _limited(raw, source.limit, source.shuffle, seed)
+    rows, problems = [], []
+    for number, item in enumerate(picked):
+        try:
+            rows.append(canonical(item, source.fields or None))
+        except RowError as error:
+            problems.append(f"{place} ({source.label}) row {number}: {error}")
+            if len(problems) == 3:
+                problems.append(f"{place}: stopped after three unreadable rows of {len(picked)}")
+                break
+    if problems:
+        raise DataError(*problems)
+    return Loaded(source.label, rows, fingerprint(picked))
+
+
+def _limited(raw: Sequence[Mapping[str, Any]], limit: int | None, shuffle: bool, seed: int) -> list[Mapping[str, Any]]:
+    if limit is None or limit >= len(raw):
+        return list(raw)
+    if not shuffle:
+        return [raw[i] for i in range(limit)]
+    order = np.random.default_rng(seed).permutation(len(raw))[:limit]
+    return [raw[int(i)] for i in sorted(order)]
+
+
+def load_all(sources: Sequence[Any], data_root: Path | None, place: str, seed: int = 0) -> Loaded:
+    """All sources of a stage as one list: whole, or by `count`, or in the proportion of their weights.
+
+    With weights an epoch holds as many rows as all sources together; a source is repeated or thinned (seeded)
+    to its share. Raises DataError with every source's problems.
+    """
+    loaded, problems = [], []
+    for i, source in enumerate(sources):
+        try:
+            loaded.append(load(source, data_root, f"{place}.{i}", seed))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    counts = _counts(sources, [len(part.rows) for part in loaded])
+    rows = [row for part, n in zip(loaded, counts, strict=True) for row in _resized(part, n, seed)]
+    digest = hashlib.sha256("\n".join(f"{p.fingerprint} {n}" for p, n in zip(loaded, counts, strict=True)).encode())
+    return Loaded(" + ".join(part.label for part in loaded), rows, digest.hexdigest())
+
+
+def _counts(sources: Sequence[Any], sizes: list[int]) -> list[int]:
+    """Rows each source gives to an epoch; weighted shares by largest remainder, so they add up exactly."""
+    if all(source.weight is not None for source in sources):
+        total, weights = sum(sizes), [source.weight for source in sources]
+        exact = [total * weight / sum(weights) for weight in weights]
+        counts = [int(share) for share in exact]
+        by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+        for i in by_remainder[: total - sum(counts)]:
+            counts[i] += 1
+        return counts
+    return [source.count or size for source, size in zip(sources, sizes, strict=True)]
+
+
+def _resized(part: Loaded, count: int, seed: int) -> list[Row]:
+    """`count` rows: whole copies first, then a seeded draw without repetition."""
+    copies, rest = divmod(count, len(part.rows))
+    drawn = np.random.default_rng([seed, 1]).permutation(len(part.rows))[:rest]
+    return part.rows * copies + [part.rows[i] for i in sorted(drawn.tolist())]

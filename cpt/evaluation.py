@@ -1,0 +1,127 @@
+"""Measure a stage's model on everything the stream asks for, once: committed, and cached by what was scored."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt.checkpoints import write_json
+from cpt.config import EvalSource, Evaluation, Group, Stream
+from cpt.data.sources import Loaded
+from cpt.errors import DataError, RunDirError
+from cpt.models import open_model
+from cpt.run_dir import StageDir, digest
+from cpt.signals import StopRequest
+from eval_harness.errors import Interrupted
+from eval_harness.measure import EvalSet, MeasureError, measure
+from eval_harness.prompts import PromptError, definition
+from eval_harness.results import SCHEMA_VERSION
+from eval_harness.rows import Row
+from eval_harness.scoring import ScoringError
+
+CACHE = ".eval_cache"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, after every stage alike: the sets, and an id for each that changes with its meaning."""
+
+    sets: dict[str, EvalSet]
+    ids: dict[str, str]
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, sources: dict[str, tuple[Group, EvalSource, Loaded]], evaluation: Evaluation, tokenizer: Any) -> "Plan":
+        """The plan of a stream; raises DataError when a measure does not apply to a set's rows."""
+        sets, ids = {}, {}
+        for name, (group, source, loaded) in sources.items():
+            measures = tuple(source.measures) if source.measures else None
+            sets[name] = EvalSet(
+                name, loaded.rows, measures, group, exact_match=source.exact_match, style=evaluation.prompt
+            )
+            content = [loaded.fingerprint, source.fields, measures, source.exact_match]
+            ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION])
+        return cls(sets, ids, evaluation.batch_tokens)
+
+    @property
+    def id(self) -> str:
+        """Changes when anything about the plan does, but for the batch size."""
+        return digest({name: [self.ids[name], self.sets[name].group] for name in self.sets})
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Set -> its rows."""
+        return {name: part.rows for name, part in self.sets.items()}
+
+
+def evaluate(
+    plan: Plan,
+    folder: StageDir,
+    model: Path,
+    identity: str,
+    stream: Stream,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    stop: StopRequest,
+) -> None:
+    """Measure what eval/DONE does not hold yet, commit it. Sets that were scored before come from the cache."""
+    done = folder.eval_done()
+    if done and done["plan"] == plan.id:
+        return
+    began = time.perf_counter()
+    cache = stream.output_dir / CACHE
+    results, missing = {}, []
+    for name in plan.sets:
+        found = _cached(cache / f"{digest([identity, plan.ids[name]])}.json")
+        if found is None:
+            missing.append(name)
+        else:
+            results[name] = found
+    if missing:
+        results |= _measure(plan, missing, folder, model, stream, tokenizer, stop)
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in missing:
+            write_json(cache / f"{digest([identity, plan.ids[name]])}.json", results[name])
+    facts = {"seconds": round(time.perf_counter() - began, 3), "measured": missing}
+    folder.commit_eval(plan.id, {name: results[name] for name in plan.sets}, facts)
+    how = f"in {facts['seconds']:.1f} s" if missing else "already known"
+    if plan.sets:
+        say(f"  measured {folder.path.name} on {len(plan.sets)} sets {how}")
+
+
+def _measure(
+    plan: Plan,
+    names: list[str],
+    folder: StageDir,
+    model: Path,
+    stream: Stream,
+    tokenizer: Any,
+    stop: StopRequest,
+) -> dict[str, dict[str, Any]]:
+    if not model.is_dir():
+        raise RunDirError(
+            f"{model}: the weights of this stage were not kept (retention.models: last), so the changed "
+            "evaluation plan cannot be measured on it. Use --new, or the plan it was measured with."
+        )
+    if folder.done() is not None:
+        folder.verify_model()
+    loaded = open_model(model, stream.model)
+    try:
+        found = measure(
+            loaded,
+            tokenizer,
+            [plan.sets[name] for name in names],
+            batch_tokens=plan.batch_tokens,
+            should_stop=stop,
+        )
+    except Interrupted as error:
+        raise stop.error(f"while measuring {folder.path.name}") from error
+    except (MeasureError, PromptError, ScoringError) as error:
+        raise DataError(f"measuring {folder.path.name}: {error}") from error
+    return {name: {key: result.to_json() for key, result in by.items()} for name, by in found.items()}
+
+
+def _cached(file: Path) -> dict[str, Any] | None:
+    """A set's results, or None; files appear by rename, so a reader never sees half of one."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,0 +1,1 @@
+"""Techniques against forgetting: `base` is the contract, `registry` finds classes, then one file per method."""

@@ -1,0 +1,127 @@
+"""The contract of a method: its fields are what YAML may set, its hooks are what it does to a stage.
+
+A method overrides only the hooks it needs. Hooks run in fixed phases, in YAML order inside a phase:
+data, model, token weights (they multiply), loss terms (they add), gradients (`add` before `mask`),
+weights (`add` before `mask`), end of stage. The instance in the configuration is never trained with: each
+stage makes a fresh one from its fields, so state lives in private attributes and starts clean.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cpt.data.stage_data import StageData
+    from cpt.methods.step import Step, Tensors
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addition to the loss, as a sum: the seam divides, once, so that accumulation and ranks agree.
+
+    total:  scalar tensor, the *sum* over this micro-batch, with gradient.
+    over:   what the sum is divided by, counted over the whole effective batch and all ranks: "tokens",
+            "rows", "<origin>_tokens" or "<origin>_rows" (origin: "task" or a source that a method added).
+    weight: factor of the term.
+    """
+
+    total: "Tensor"
+    over: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What a method may know of the stage it works in.
+
+    seed is the stage's own; `earlier` holds the sources of the stages before it as (name, sources).
+    `batch_rows` is the size of the effective batch (per device x accumulation x ranks).
+    """
+
+    index: int
+    name: str
+    kind: str
+    seed: int
+    batch_rows: int
+    world: int = 1
+    earlier: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+
+class Method(BaseModel):
+    """Base class of every method. `type` is its name in YAML; the docstring heads its documentation page."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain"})  # stage kinds where it makes sense
+    order: ClassVar[str] = "add"  # "mask" runs after every "add": a penalty must not push a masked entry
+    owns_requires_grad: ClassVar[bool] = False  # two owners in one stage are refused
+    absent: ClassVar[dict[str, Any] | None] = None  # the setting at which it does nothing, None if it has none
+
+    @property
+    def active(self) -> bool:
+        """False at the setting that makes the method absent: the seam then never sees it."""
+        return self.absent is None or any(getattr(self, key) != value for key, value in self.absent.items())
+
+    def check(self, batch_rows: int) -> list[str]:
+        """Problems of these fields with an effective batch of this size, in a sentence each."""
+        return []
+
+    def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
+        """Add row sources and their exact share of every effective batch."""
+
+    def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
+        """Freeze or wrap; runs on the weights the stage starts from, before the optimizer exists."""
+        return model
+
+    def weigh_tokens(self, step: "Step") -> "Tensor | None":
+        """(rows, tokens - 1) factors of the stage's own token losses, or None for ones. No gradient."""
+        return None
+
+    def loss_terms(self, step: "Step") -> dict[str, Term]:
+        """Additions to the loss by name; the names are logged."""
+        return {}
+
+    def edit_gradients(self, gradients: "Tensors", stage: StageInfo) -> None:
+        """Once per optimizer step, on reduced gradients, before clipping."""
+
+    def edit_weights(self, weights: "Tensors", stage: StageInfo) -> None:
+        """After each optimizer step."""
+
+    def finish_stage(self, model: "nn.Module", stage: StageInfo) -> None:
+        """The trainer is gone; the model is plain and about to be saved."""
+
+    def state_dict(self) -> "dict[str, Tensor]":
+        """Tensors that must survive a kill; written beside each checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: "dict[str, Tensor]") -> None:
+        """Take back what `state_dict` gave."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the stage's record should say of this method once it is prepared (JSON values)."""
+        return {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a misspelt hook, and a field that hides one: both would be silent no-ops."""
+        super().__pydantic_init_subclass__(**kwargs)
+        public = {name for name in vars(cls) if not name.startswith(("_", "model_"))}
+        strangers = public - set(cls.model_fields) - CONTRACT
+        hidden = set(cls.__annotations__) & HOOKS
+        if strangers or hidden:
+            raise TypeError(
+                f"{cls.__name__}: {sorted(strangers | hidden)} is neither a field nor a hook of the contract. "
+                f"Hooks: {', '.join(sorted(HOOKS))}. Start private names with an underscore."
+            )
+
+
+HOOKS = frozenset(
+    {"active", "check", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms", "edit_gradients"}
+    | {"edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
+)
+CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "absent"}

@@ -1,0 +1,43 @@
+"""Names in YAML to method classes, imported only when a stream names them.
+
+A package of yours adds methods through the entry-point group `cpt.methods`:
+
+    [project.entry-points."cpt.methods"]
+    my_method = "my_package.my_method:MyMethod"
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from cpt.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from cpt.methods.base import Method
+
+OURS = {
+    "hft": "cpt.methods.hft:HFT",
+    "replay": "cpt.methods.replay:Replay",
+}
+
+
+class UnknownMethod(LookupError):
+    """No method of that name; the message suggests the nearest and lists what there is."""
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Every method's name and the `module:Class` it lives at; our own names cannot be taken over."""
+    found = {point.name: point.value for point in entry_points(group="cpt.methods")}
+    return dict(sorted((found | OURS).items()))
+
+
+@cache
+def find(name: str) -> "type[Method]":
+    """The class behind a method's name. Raises `UnknownMethod`."""
+    if name not in homes():
+        known = ", ".join(homes())
+        raise UnknownMethod(f"no method is called {name!r}.{did_you_mean(name, homes())} Known methods: {known}.")
+    module, _, attribute = homes()[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,89 @@
+"""Replay: train on earlier or general rows beside the task's own, in a fixed share of every batch.
+
+General-sample replay as in GeRe's label fitting (arXiv 2508.04676), task replay as in continual learning
+at large. Cost: the replayed rows; at a fixed number of epochs a ratio r makes the stage 1 / (1 - r) longer.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from cpt.data.spec import Name, Sources, refuse
+from cpt.methods.base import Method, StageInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cpt.data.stage_data import StageData
+    from cpt.methods.step import Step
+
+
+class Replay(Method):
+    """Mix general rows, or rows of earlier stages, or both, into every effective batch.
+
+    The share is exact: ratio x effective batch must be a whole number of rows and every batch holds that many,
+    through epoch ends and resume; with packing it counts packed rows. General rows protect what the base
+    could do; rows of earlier stages protect those stages; neither protects the other.
+    """
+
+    type: Literal["replay"] = "replay"
+    ratio: float = Field(0.25, ge=0, lt=1, description="share of every effective batch; 0 switches it off")
+    general: Sources | None = Field(None, description="ordinary rows that stand for what the base can do")
+    earlier: Literal["all"] | list[Name] | None = Field(None, description="stages whose rows to replay")
+    rows_per_stage: int | None = Field(None, gt=0, description="at most this many rows of each earlier stage")
+    weight: float = Field(1.0, gt=0, description="factor on the token losses of replayed rows")
+    name: Name = Field("replay", description="what logs call these rows; two replays need two names")
+
+    absent: ClassVar[dict[str, Any]] = {"ratio": 0.0}
+
+    _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something_to_replay(self) -> "Replay":
+        if self.active and not self.general and not self.earlier:
+            refuse((("general",), None, "nothing to replay: give `general` rows, `earlier: all`, or both"))
+        return self
+
+    def _rows(self, batch_rows: int) -> int:
+        return round(self.ratio * batch_rows)
+
+    def check(self, batch_rows: int) -> list[str]:
+        """The share must be whole and leave room for the task."""
+        if not self.active:
+            return []
+        n, exact = self._rows(batch_rows), self.ratio * batch_rows
+        if n >= batch_rows:
+            return [f"ratio {self.ratio:g} leaves no room for task rows in an effective batch of {batch_rows}"]
+        if n < 1 or abs(n - exact) > 0.01:
+            near = sorted({max(1, int(exact)), min(batch_rows - 1, max(1, int(exact) + 1))})
+            ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
+            return [f"ratio {self.ratio:g} of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
+        return []
+
+    def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
+        """Add the replay rows under this method's name."""
+        sources = list(self.general or []) + self._earlier(stage)
+        if not sources:
+            self._facts["note"] = "no earlier stage to replay"
+            return
+        rows = data.load(sources, f"stages.{stage.index}.methods.{self.name}")
+        data.add(self.name, rows, self._rows(stage.batch_rows))
+        self._facts |= {"rows": len(rows.dataset), "rows_per_batch": self._rows(stage.batch_rows)}
+
+    def _earlier(self, stage: StageInfo) -> list[Any]:
+        known = dict(stage.earlier)
+        wanted = list(known) if self.earlier == "all" else self.earlier or []
+        update = {"limit": self.rows_per_stage, "shuffle": True} if self.rows_per_stage else {}
+        return [source.model_copy(update=update) for name in wanted for source in known[name]]
+
+    def weigh_tokens(self, step: "Step") -> "Tensor | None":
+        """`weight` on replayed rows, 1 elsewhere."""
+        if self.weight == 1.0 or self.name not in step.names:
+            return None
+        factors = step.mask.new_ones(step.mask.shape, dtype=step.log_probs.dtype)
+        factors[step.rows(self.name)] = self.weight
+        return factors
+
+    def facts(self) -> dict[str, Any]:
+        """Rows held and rows per batch."""
+        return dict(self._facts)

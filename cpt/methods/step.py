@@ -1,0 +1,56 @@
+"""What a method's hooks see of one micro-batch, and of the trainable tensors between steps."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch of B rows and T tokens, after the trainer's own forward pass.
+
+    model:     the model as the trainer calls it.
+    inputs:    input_ids, labels and the mask or positions, each (B, T).
+    origin:    (B,) number of each row's source in `names`; 0 is the task.
+    row:       (B,) number of each row inside its source.
+    log_probs: (B, T-1) log-probability of each label, with gradient; 0 where nothing is learned.
+    mask:      (B, T-1) true where a token is learned.
+    window:    counts over the whole effective batch and all ranks: "tokens", "rows",
+               "<origin>_tokens", "<origin>_rows".
+    number:    optimizer steps done so far in this stage.
+    """
+
+    model: "nn.Module"
+    inputs: dict[str, Any]
+    origin: "Tensor"
+    row: "Tensor"
+    names: tuple[str, ...]
+    log_probs: "Tensor"
+    mask: "Tensor"
+    window: dict[str, float]
+    number: int
+
+    def rows(self, name: str) -> "Tensor":
+        """(B,) true for the rows of one source."""
+        return self.origin == self.names.index(name)
+
+
+class Tensors:
+    """Trainable tensors by name: their gradients, or the weights themselves."""
+
+    def __init__(self, parameters: dict[str, "nn.Parameter"], gradients: bool) -> None:
+        self._parameters, self._gradients = parameters, gradients
+
+    def __iter__(self) -> Iterator[tuple[str, "Tensor"]]:
+        for name, parameter in self._parameters.items():
+            tensor = parameter.grad if self._gradients else parameter.data
+            if tensor is not None:
+                yield name, tensor
+
+    def map(self, change: Callable[[str, "Tensor"], "Tensor"]) -> None:
+        """Replace every tensor by `change(name, tensor)`, in place."""
+        for name, tensor in self:
+            tensor.copy_(change(name, tensor))

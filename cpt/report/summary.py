@@ -1,0 +1,122 @@
+"""A run's scores as tables on a terminal, one run or several side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpt.errors import RunDirError
+
+
+def read(run: Path) -> dict[str, Any]:
+    """matrix.json of a run directory. Raises RunDirError when nothing was measured yet, or it is damaged."""
+    file = run / "matrix.json"
+    if not file.is_file():
+        raise RunDirError(f"{run}: nothing was measured yet; `cpt run` writes {file.name} after stage 0")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirError(f"{file}: is damaged ({error}); run the stream again to rebuild it") from error
+
+
+def as_json(runs: Sequence[Path]) -> dict[str, Any]:
+    """The matrices of the runs by folder name, with the facts of their stages."""
+    return {run.name: {"matrix": read(run), "stages": facts(run)} for run in runs}
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What each finished stage's record says: steps, seconds, tokens, memory, trained share, its methods."""
+    found = {}
+    for file in sorted((run / "stages").glob("[0-9][0-9]_*/DONE")):
+        if ".superseded-" not in file.parent.name:
+            found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))["facts"]
+    return found
+
+
+def primary(matrix: dict[str, Any], name: str) -> str | None:
+    """The measure a set is read by: the first it was measured with."""
+    return next(iter(matrix["rows"][0]["scores"].get(name, {})), None)
+
+
+def table(matrix: dict[str, Any]) -> list[list[str]]:
+    """Header and one line per stage: every set by its primary measure, then the general average."""
+    names = [name for name in [*matrix["tasks"], *matrix["general"]] if primary(matrix, name)]
+    header = ["after stage", *names]
+    general = _general_measure(matrix)
+    if general:
+        header.append("general")
+    lines = [header]
+    for row in matrix["rows"]:
+        cells = [_cell(row["scores"].get(name, {}).get(primary(matrix, name))) for name in names]
+        if general:
+            value = matrix["summary"][general]["general_average"][row["index"]]
+            cells.append("-" if value is None else f"{100 * value:.1f}")
+        lines.append([row["stage"], *cells])
+    return lines
+
+
+def _general_measure(matrix: dict[str, Any]) -> str | None:
+    """The measure most general sets are read by, when it is a share (so that an average means something)."""
+    measures = [m for name in matrix["general"] if (m := primary(matrix, name)) in ("exact_match", "choice_accuracy")]
+    return max(set(measures), key=measures.count) if measures else None
+
+
+def _cell(result: dict[str, Any] | None) -> str:
+    if result is None or result["value"] is None:
+        return "-"
+    if result["definition"].startswith(("exact_match", "choice_accuracy")):
+        return f"{100 * result['value']:.1f}"
+    return f"{result['value']:.3f}"
+
+
+def aligned(lines: list[list[str]], left: bool = False) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others to the right unless `left`."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = []
+    for line in lines:
+        first, *rest = line
+        cells = [cell.ljust(width) if left else cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        out.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(out)
+
+
+def summary_lines(matrix: dict[str, Any]) -> list[str]:
+    """AP, BWT, FWT, forgetting and general difference of the shares, each with its formula."""
+    lines = []
+    for measure, found in matrix["summary"].items():
+        if measure not in ("exact_match", "choice_accuracy"):
+            continue
+        for name, metric in found.items():
+            if isinstance(metric, dict):
+                value = f"{100 * metric['value']:+.1f}" if metric["value"] is not None else "undefined"
+                why = f" ({metric['reason']})" if metric["reason"] else ""
+                lines.append(f"{name} of {measure}: {value}{why}   [{metric['formula']}]")
+    return lines
+
+
+def text(runs: Sequence[Path]) -> str:
+    """Every run's table and metrics; with several runs, their general averages and AP side by side."""
+    matrices = {run.name: read(run) for run in runs}
+    parts = []
+    for name, matrix in matrices.items():
+        parts += [name, aligned(table(matrix)), *summary_lines(matrix), ""]
+    if len(matrices) > 1:
+        parts += ["side by side (exact match, %)", aligned(side_by_side(matrices))]
+    return "\n".join(parts).rstrip()
+
+
+def side_by_side(matrices: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """One line per run: general average after each stage, then average performance and forgetting."""
+    longest = max(matrices.values(), key=lambda matrix: len(matrix["rows"]))
+    header = ["run", *(f"general@{row['stage']}" for row in longest["rows"]), "AP", "forgetting"]
+    lines = [header]
+    for matrix in matrices.values():
+        found = matrix["summary"].get("exact_match", {})
+        general = found.get("general_average", [])
+        cells = [f"{100 * v:.1f}" if v is not None else "-" for v in general]
+        cells += ["-"] * (len(longest["rows"]) - len(cells))
+        for metric in ("average_performance", "forgetting_max"):
+            value = found.get(metric, {}).get("value")
+            cells.append("-" if value is None else f"{100 * value:.1f}")
+        lines.append([matrix["stream"], *cells])
+    return lines

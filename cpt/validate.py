@@ -1,0 +1,62 @@
+"""What `cpt validate` checks beyond the models: files, columns, the base's folder; and the JSON Schema."""
+
+from pathlib import Path
+from typing import Any
+
+from cpt.config import Stream
+from cpt.data.sources import load
+from cpt.data.spec import Source
+from cpt.errors import DataError
+from cpt.methods import registry
+from cpt.resources import model_path
+
+
+def problems(stream: Stream) -> list[str]:
+    """Everything that can be known without the network or a model, in one list, each with its dotted path."""
+    found = _model_problems(stream)
+    for place, source in _sources(stream):
+        if source.hub and not (source.file and stream.data_root):
+            continue
+        try:
+            load(source, stream.data_root, place)
+        except DataError as error:
+            found += error.problems
+    return found
+
+
+def _model_problems(stream: Stream) -> list[str]:
+    path = Path(model_path(stream.model.path)).expanduser()
+    local = path.is_absolute() or stream.model.path.startswith((".", "~")) or stream.model.path.count("/") > 1
+    if local and not path.is_dir():
+        return [f"model.path = {stream.model.path!r}: no such folder. Give a folder, a hub name or tiny-world."]
+    if path.is_dir() and not (path / "config.json").is_file():
+        return [f"model.path = {stream.model.path!r}: the folder holds no config.json, so it is no checkpoint."]
+    return []
+
+
+def _sources(stream: Stream) -> list[tuple[str, Source]]:
+    found: list[tuple[str, Source]] = []
+    for i, stage in enumerate(stream.stages):
+        found += [(f"stages.{i}.data.{j}", source) for j, source in enumerate(stage.data)]
+        found += [(f"stages.{i}.test", stage.test)] if stage.test else []
+        for j, method in enumerate(stage.methods):
+            for key in type(method).model_fields:
+                value = getattr(method, key)
+                if isinstance(value, list):
+                    place = f"stages.{i}.methods.{j}.{key}"
+                    found += [(f"{place}.{k}", item) for k, item in enumerate(value) if isinstance(item, Source)]
+    general = stream.evaluation.general.items()
+    return found + [(f"evaluation.general.{name}", source) for name, source in general]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a stream, every installed method's fields included (for editors)."""
+    schema = Stream.model_json_schema()
+    variants = []
+    for name in registry.homes():
+        found = registry.find(name).model_json_schema()
+        schema["$defs"] |= found.pop("$defs", {})
+        found["required"] = [*found.get("required", []), "type"]
+        variants.append(found)
+    schema["$defs"]["Stage"]["properties"]["methods"]["items"] = {"anyOf": [{"type": "string"}, *variants]}
+    return schema

@@ -1,0 +1,1 @@
+"""One file per metric family; pure functions that import nothing of ours."""

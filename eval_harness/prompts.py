@@ -1,0 +1,237 @@
+"""Rows to token ids, once, for training and evaluation alike.
+
+Style "chat" renders with the tokenizer's chat template, "plain" joins prompt, separator and completion;
+"auto" is chat where the tokenizer has a template. What is learned and scored (the target):
+
+    completion, chat    everything after the generation prompt up to the template's last end token. White
+                        space that a template writes after it ("<|im_end|>\\n") stays in the input and is
+                        no target. A template that writes no end token gets the eos token, or the
+                        model would never learn to stop.
+    completion, plain   the completion's tokens and eos. A token that holds characters of both prompt and
+                        completion belongs to the completion.
+    chat                the assistant's tokens, as the template's {% generation %} blocks mark them
+    text                every token but the first (bos where the tokenizer has one), and eos
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal
+
+from eval_harness.rows import Row
+
+Style = Literal["auto", "chat", "plain"]
+
+
+class PromptError(ValueError):
+    """A row that this tokenizer cannot render; says what is missing and what to do."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Token ids of one row.
+
+    input_ids    the ids
+    is_target    of the same length: True where the token is learned and scored
+    end_tokens   how many of the last target tokens end the answer and are no part of its text
+    """
+
+    input_ids: list[int]
+    is_target: list[bool]
+    end_tokens: int = 0
+
+    @property
+    def start(self) -> int:
+        """Position of the first target token; what lies before it is what generation starts from."""
+        return self.is_target.index(True)
+
+
+def encode(
+    tokenizer: Any,
+    row: Row,
+    style: Style = "auto",
+    *,
+    completion: str | None = None,
+    system: str | None = None,
+) -> Encoded:
+    """Encode a row.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        row: a canonical row.
+        style: see the module.
+        completion: taken instead of the row's own completion (to score a choice).
+        system: a system message put first (chat), or a paragraph put first (plain).
+
+    Raises:
+        PromptError: a conversation without a chat template, a template without {% generation %} for a
+            chat row, a prompt that the template does not render as a prefix, or no eos token.
+    """
+    if row.kind == "text":
+        return _text(tokenizer, row.text or "")
+    if row.kind == "chat":
+        _require_template(tokenizer, "a conversation (`messages`)")
+        return _conversation(tokenizer, _messages(row, system))
+    answer = row.completion if completion is None else completion
+    if answer is None:
+        raise PromptError(f"row {row.id}: a completion row without a completion cannot be encoded")
+    if resolve(tokenizer, style) == "chat":
+        return _chat_completion(tokenizer, row, answer, system)
+    return _plain_completion(tokenizer, row, answer, system)
+
+
+def prompt_ids(tokenizer: Any, row: Row, style: Style = "auto", *, system: str | None = None) -> list[int]:
+    """The ids that generation starts from: the prompt of a completion row, a conversation up to its last
+    assistant turn, or a whole text.
+
+    Raises:
+        PromptError: as `encode`.
+    """
+    if row.kind == "text":
+        return _with_bos(tokenizer, _ids(tokenizer, row.text or "", special=False))
+    if row.kind == "chat":
+        _require_template(tokenizer, "a conversation (`messages`)")
+        messages = _messages(row, system)
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        return _ids(tokenizer, _render(tokenizer, messages[:last], generation=True), special=False)
+    if resolve(tokenizer, style) == "chat":
+        return _ids(tokenizer, _render(tokenizer, _messages(row, system), generation=True), special=False)
+    return _without_eos(tokenizer, _ids(tokenizer, _plain_prompt(row, system), special=True))
+
+
+def resolve(tokenizer: Any, style: Style) -> Literal["chat", "plain"]:
+    """What `style` means for this tokenizer.
+
+    Raises:
+        PromptError: "chat" without a chat template, or a style that does not exist.
+    """
+    if style not in ("auto", "chat", "plain"):
+        raise PromptError(f"style = {style!r}: must be auto, chat or plain")
+    if style == "chat":
+        _require_template(tokenizer, "style 'chat'")
+    return "chat" if style != "plain" and tokenizer.chat_template else "plain"
+
+
+def definition(tokenizer: Any, style: Style) -> str:
+    """ "plain", or "chat:" and the first 6 hex digits of the template's SHA-256: part of a measure's id."""
+    if resolve(tokenizer, style) == "plain":
+        return "plain"
+    return f"chat:{hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()[:6]}"
+
+
+def _chat_completion(tokenizer: Any, row: Row, answer: str, system: str | None) -> Encoded:
+    messages = _messages(row, system)
+    prompt = _render(tokenizer, messages, generation=True)
+    whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], generation=False)
+    if not whole.startswith(prompt):
+        raise PromptError(
+            f"row {row.id}: the chat template does not render the prompt as a prefix of the conversation, so "
+            f"the answer has no place to start: prompt ends {prompt[-40:]!r}. Give a template whose "
+            "add_generation_prompt writes exactly what stands before an assistant's answer"
+        )
+    ids = _ids(tokenizer, whole, special=False)
+    start = _boundary(tokenizer, prompt, whole, _ids(tokenizer, prompt, special=False), ids, special=False)
+    return _ended(tokenizer, ids, start)
+
+
+def _ended(tokenizer: Any, ids: list[int], start: int) -> Encoded:
+    """Target from `start` to the last end token; white space behind it is no target."""
+    special = set(tokenizer.all_special_ids)
+    end = max((i + 1 for i in range(start, len(ids)) if ids[i] in special), default=start)
+    if end == start or tokenizer.decode(ids[end:]).strip():
+        ids = [*ids, _eos(tokenizer)]
+        end = len(ids)
+    end_tokens = sum(1 for _ in takewhile(special.__contains__, reversed(ids[start:end])))
+    return Encoded(ids, [start <= i < end for i in range(len(ids))], end_tokens)
+
+
+def _plain_completion(tokenizer: Any, row: Row, answer: str, system: str | None) -> Encoded:
+    prompt = _plain_prompt(row, system)
+    whole = prompt + row.separator + answer
+    before = _without_eos(tokenizer, _ids(tokenizer, prompt, special=True))
+    ids = _without_eos(tokenizer, _ids(tokenizer, whole, special=True))
+    start = _boundary(tokenizer, prompt, whole, before, ids, special=True)
+    return Encoded([*ids, _eos(tokenizer)], [i >= start for i in range(len(ids) + 1)], end_tokens=1)
+
+
+def _boundary(tokenizer: Any, prompt: str, whole: str, before: list[int], ids: list[int], *, special: bool) -> int:
+    """Index of the first token that holds a character of the completion."""
+    if ids[: len(before)] == before:
+        return len(before)
+    # The prompt's end and the completion's beginning were merged into other tokens: ask where each
+    # token ends in the text, or, where the tokenizer cannot say, take the first that differs.
+    if getattr(tokenizer, "is_fast", False):
+        offsets = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in offsets["offset_mapping"]]
+        return next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False)))
+
+
+def _conversation(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Encoded:
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
+        raise PromptError(
+            "a conversation is learned by its assistant tokens, which this chat template does not mark: put "
+            "{% generation %} ... {% endgeneration %} around the assistant's content and end token in "
+            "tokenizer.chat_template, or give rows as {prompt, completion}"
+        )
+    out = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, is_target = list(out["input_ids"]), [bool(mask) for mask in out["assistant_masks"]]
+    if not any(is_target):
+        raise PromptError(
+            "the chat template marks no token of this conversation as the assistant's: its {% generation %} "
+            "block is not reached by any message"
+        )
+    return Encoded(ids, is_target)
+
+
+def _text(tokenizer: Any, text: str) -> Encoded:
+    ids = [*_with_bos(tokenizer, _ids(tokenizer, text, special=False)), _eos(tokenizer)]
+    return Encoded(ids, [i > 0 for i in range(len(ids))], end_tokens=1)
+
+
+def _messages(row: Row, system: str | None) -> list[dict[str, str]]:
+    messages = list(row.messages) or [{"role": "user", "content": row.prompt or ""}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def _plain_prompt(row: Row, system: str | None) -> str:
+    if row.prompt is None:
+        _require_template(tokenizer=None, what="a prompt given as messages")
+    return (row.prompt or "") if system is None else f"{system}\n\n{row.prompt}"
+
+
+def _require_template(tokenizer: Any, what: str) -> None:
+    if tokenizer is None or not tokenizer.chat_template:
+        raise PromptError(
+            f"{what} needs a chat template, and none is used here: set tokenizer.chat_template and style "
+            "'chat' or 'auto', or give rows whose prompt and completion are plain strings"
+        )
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, str]], *, generation: bool) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    # verbose=False: transformers warns of lengths beyond model_max_length; the scorer counts those.
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
+def _without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _eos(tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise PromptError("the tokenizer has no eos token, so an answer has no end: set tokenizer.eos_token")
+    return tokenizer.eos_token_id

@@ -1,0 +1,144 @@
+"""One schema for every measurement, from the first run on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class ResultError(ValueError):
+    """A stored result that is not of this schema."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What was measured, on how many items, how exactly, and by which definition.
+
+    value              None where it is undefined; `note` says why
+    n                  items that entered the value
+    stderr             standard error over items (sample standard deviation / sqrt(n)); None for n < 2
+    definition         names the formula, its version and the prompt style; only equal ones compare
+    higher_is_better   direction
+    per_item           item id -> the item's own value
+    excluded           reason -> items that could not be measured
+    note               what a reader must know, e.g. the chance level
+    """
+
+    value: float | None
+    n: int
+    stderr: float | None
+    definition: str
+    higher_is_better: bool
+    per_item: dict[str, float] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that strict JSON can hold and `from_json` reads back exactly: what is not finite is null."""
+        out = asdict(self)
+        if self.value is not None and not math.isfinite(self.value):
+            reason = f"the value is {self.value}"
+            out["note"] = f"{self.note}; {reason}" if self.note else reason
+        out["value"], out["stderr"] = _finite(self.value), _finite(self.stderr)
+        out["per_item"] = {name: _finite(value) for name, value in self.per_item.items()}
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        """Read what `to_json` wrote; an item's null is NaN.
+
+        Raises:
+            ResultError: fields are missing or unknown.
+        """
+        known = {item.name for item in fields(cls)}
+        if set(data) != known:
+            raise ResultError(f"not a result: missing {sorted(known - set(data))}, unknown {sorted(set(data) - known)}")
+        per_item = {name: math.nan if value is None else value for name, value in data["per_item"].items()}
+        return cls(**{**data, "per_item": per_item, "excluded": dict(data["excluded"])})
+
+
+def from_items(
+    items: Iterable[tuple[str, float]],
+    *,
+    definition: str,
+    higher_is_better: bool,
+    excluded: Mapping[str, int] | None = None,
+    note: str | None = None,
+) -> Result:
+    """The mean over items with its standard error; without items the value is None.
+
+    Args:
+        items: (item id, value); an id that comes again gets "-2", "-3".
+    """
+    per_item = unique_ids(items)
+    values = list(per_item.values())
+    skipped = {reason: count for reason, count in (excluded or {}).items() if count}
+    if not values:
+        reason = f"no item could be measured (excluded: {skipped or 'none'})"
+        return Result(None, 0, None, definition, higher_is_better, {}, skipped, reason)
+    mean = math.fsum(values) / len(values)
+    return Result(mean, len(values), _stderr(values, mean), definition, higher_is_better, per_item, skipped, note)
+
+
+def unique_ids(items: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Item id -> value, in order; an id that comes again gets "-2", "-3"."""
+    out: dict[str, float] = {}
+    times: dict[str, int] = {}
+    for name, value in items:
+        times[name] = times.get(name, 0) + 1
+        out[name if times[name] == 1 else f"{name}-{times[name]}"] = float(value)
+    return out
+
+
+def to_document(results: Mapping[str, Mapping[str, Result]], **about: Any) -> dict[str, Any]:
+    """Results by set and measure as one JSON document with its schema; `about` says what was measured."""
+    sets = {name: {measure: r.to_json() for measure, r in by.items()} for name, by in results.items()}
+    return {"schema_version": SCHEMA_VERSION, **about, "results": sets}
+
+
+def from_document(document: Mapping[str, Any]) -> dict[str, dict[str, Result]]:
+    """Read what `to_document` made.
+
+    Raises:
+        ResultError: another schema version, or none.
+    """
+    if document.get("schema_version") != SCHEMA_VERSION:
+        found = document.get("schema_version")
+        raise ResultError(f"schema_version = {found!r}: this version reads {SCHEMA_VERSION}; measure again")
+    sets = document["results"]
+    return {name: {measure: Result.from_json(r) for measure, r in by.items()} for name, by in sets.items()}
+
+
+def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Write strict JSON so that `path` holds either the old content or all of the new, never a part."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a result from its readers
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _stderr(values: list[float], mean: float) -> float | None:
+    if len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""The tests, by kind: unit, contract, parity, distributed, e2e; `python -m tests.bench` measures."""
