@@ -168,8 +168,16 @@ def main() -> None:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _stopped_at_once()
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of a KeyboardInterrupt, without a word
+            _stopped_at_once()
+        raise
+
+
+def _stopped_at_once() -> None:
+    print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from cpt.suggest import did_you_mean
 from cpt.trainer_fields import check_training
 
 Group = Literal["task", "general"]
+Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
 
 
 class EvalSource(Source):
@@ -87,7 +88,7 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> "Stage":
-        found: list[tuple[tuple[str | int, ...], Any, str]] = []
+        found: list[Problem] = []
         for i, method in enumerate(self.methods):
             if self.kind not in method.kinds:
                 allowed = ", ".join(sorted(method.kinds))
@@ -112,6 +113,10 @@ class ModelSpec(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = Field(None, description="sdpa, eager, flash_attention_2, ...")
     trust_remote_code: bool = Field(False, description="runs code of the model's author; off unless you say so")
+
+
+def _as_model(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
 
 
 class TokenizerSpec(Strict):
@@ -142,7 +147,7 @@ class Stream(Strict):
     """A base model, an ordered list of stages, an evaluation plan."""
 
     name: Name
-    model: Annotated[ModelSpec, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
+    model: Annotated[ModelSpec, BeforeValidator(_as_model, json_schema_input_type=str | ModelSpec)]
     tokenizer: TokenizerSpec = TokenizerSpec()
     seed: int = Field(0, ge=0, description="every stage derives its own from it")
     data_root: Path | None = Field(None, description="folder that `file:` sources are relative to")
@@ -156,7 +161,7 @@ class Stream(Strict):
 
     @model_validator(mode="after")
     def _hang_together(self) -> "Stream":
-        found: list[tuple[tuple[str | int, ...], Any, str]] = []
+        found: list[Problem] = []
         names = [stage.name for stage in self.stages]
         for i, name in enumerate(names):
             if name in names[:i] or name == "base":
@@ -164,11 +169,27 @@ class Stream(Strict):
             if name in self.evaluation.general:
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
         for i, stage in enumerate(self.stages):
-            rows = self.batch_rows(stage)
-            for j, method in enumerate(stage.methods):
-                found += [(("stages", i, "methods", j), method.type, text) for text in method.check(rows)]
+            found += self._method_problems(i, stage, names[:i])
         refuse(*found)
         return self
+
+    def _method_problems(self, i: int, stage: Stage, earlier: list[str]) -> list[Problem]:
+        """What a stage's methods cannot do with its effective batch, one by one and together."""
+        found: list[Problem] = []
+        rows, taken = self.batch_rows(stage), {"task": 0}
+        for j, method in enumerate(stage.methods):
+            place = ("stages", i, "methods", j)
+            problems = method.check(rows, earlier)
+            found += [((*place, field), getattr(method, field), text) for field, text in problems]
+            for name, quota in method.quotas(rows).items():
+                if name in taken:
+                    found.append(((*place, "name"), name, "is taken: rows that a method adds need a name of their own"))
+                taken[name] = quota
+        if not found and sum(taken.values()) >= rows:
+            shares = " + ".join(f"{name} {quota}" for name, quota in taken.items() if quota)
+            text = f"leave no room for task rows in an effective batch of {rows}: lower their ratios"
+            found.append((("stages", i, "methods"), shares, text))
+        return found
 
     def training_of(self, stage: Stage) -> dict[str, Any]:
         """The stage's trainer arguments over the stream's."""
@@ -201,7 +222,7 @@ class Stream(Strict):
         file = resources.find_recipe(os.fspath(path))
         try:
             raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: not valid YAML: {error}") from error
         if not isinstance(raw, dict):
             raise ConfigError(f"{file}: must be a mapping with name, model and stages. See docs/config.md.")
@@ -228,14 +249,17 @@ def _override(raw: dict[str, Any], text: str) -> None:
     for depth, key in enumerate(parents):
         here = _child(here, key, ".".join(parents[: depth + 1]), text)
     if isinstance(here, list):
-        here[_index(here, last, path, text)] = yaml.safe_load(value)
+        here[_index(here, last, path, text)] = _value(value, text)
     else:
-        here[last] = _number(value)
+        here[last] = _value(value, text)
 
 
-def _number(value: str) -> Any:
+def _value(value: str, text: str) -> Any:
     """YAML 1.1 reads 1e-4 as text; a user means the number."""
-    loaded = yaml.safe_load(value)
+    try:
+        loaded = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: {value!r} is not valid YAML; put text in quotes") from error
     if isinstance(loaded, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", loaded):
         return float(loaded)
     return loaded
@@ -243,7 +267,14 @@ def _number(value: str) -> Any:
 
 def _child(here: Any, key: str, path: str, text: str) -> Any:
     if isinstance(here, list):
-        return here[_index(here, key, path, text)]
+        i = _index(here, key, path, text)
+        if isinstance(here[i], str) and re.fullmatch(r"stages\.[^.]+\.methods\.[^.]+", path):
+            here[i] = {"type": here[i]}
+        if not isinstance(here[i], dict | list):
+            raise ConfigError(f"override {text!r}: {path} is {here[i]!r}, which has no parts to set")
+        return here[i]
+    if key == "0" and here.keys() & {"hub", "file", "task", "rows"}:
+        return here  # one source given without its list: errors call it number 0
     if here.get(key) is None:
         here[key] = {}
     elif key == "model" and isinstance(here[key], str):

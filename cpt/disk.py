@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpt.errors import TrainingError
+from cpt.errors import CptError, TrainingError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORDS = ("No space left", "file write failed", "unexpected pos", "File too large", "Disk quota exceeded")
@@ -17,12 +17,10 @@ def readable_disk_errors(folder: Path) -> Iterator[None]:
     """Turn what Python, torch and safetensors raise on a full disk into a TrainingError about `folder`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except CptError:
+        raise
+    except Exception as error:  # torch, safetensors and tokenizers raise classes of their own, with no errno
         if getattr(error, "errno", None) not in _FULL and not any(word in str(error) for word in _WORDS):
-            raise
-        raise _full(folder, str(error)) from error
-    except Exception as error:  # safetensors has an exception class of its own, with no errno
-        if type(error).__name__ != "SafetensorError" or not any(word in str(error) for word in _WORDS):
             raise
         raise _full(folder, str(error)) from error
 

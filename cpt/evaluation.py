@@ -15,8 +15,8 @@ from cpt.models import open_model
 from cpt.run_dir import StageDir, digest
 from cpt.signals import StopRequest
 from eval_harness.errors import Interrupted
-from eval_harness.measure import EvalSet, MeasureError, measure
-from eval_harness.prompts import PromptError, definition
+from eval_harness.measure import EvalSet, MeasureError, check, measure
+from eval_harness.prompts import PromptError, definition, encode
 from eval_harness.results import SCHEMA_VERSION
 from eval_harness.rows import Row
 from eval_harness.scoring import ScoringError
@@ -34,7 +34,7 @@ class Plan:
 
     @classmethod
     def of(cls, sources: dict[str, tuple[Group, EvalSource, Loaded]], evaluation: Evaluation, tokenizer: Any) -> "Plan":
-        """The plan of a stream; raises DataError when a measure does not apply to a set's rows."""
+        """The plan of a stream; raises DataError when a measure or the tokenizer does not fit a set's rows."""
         sets, ids = {}, {}
         for name, (group, source, loaded) in sources.items():
             measures = tuple(source.measures) if source.measures else None
@@ -43,6 +43,7 @@ class Plan:
             )
             content = [loaded.fingerprint, source.fields, measures, source.exact_match]
             ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION])
+        _check(sets, tokenizer)
         return cls(sets, ids, evaluation.batch_tokens)
 
     @property
@@ -53,6 +54,24 @@ class Plan:
     def rows(self) -> dict[str, list[Row]]:
         """Set -> its rows."""
         return {name: part.rows for name, part in self.sets.items()}
+
+
+def _check(sets: dict[str, EvalSet], tokenizer: Any) -> None:
+    """Measures by the rows' form, and one row of each form rendered: what can be known before a model is loaded."""
+    try:
+        check(list(sets.values()))
+    except MeasureError as error:
+        raise DataError(*str(error).splitlines()) from error
+    problems = []
+    for name, part in sets.items():
+        place = f"evaluation.general.{name}" if part.group == "general" else f"stages.{name}.test"
+        for row in {row.kind: row for row in part.rows if row.kind != "text"}.values():
+            try:
+                encode(tokenizer, row, part.style)
+            except PromptError as error:
+                problems.append(f"{place}: {error}")
+    if problems:
+        raise DataError(*problems)
 
 
 def evaluate(
@@ -124,4 +143,9 @@ def _measure(
 
 def _cached(file: Path) -> dict[str, Any] | None:
     """A set's results, or None; files appear by rename, so a reader never sees half of one."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirError(f"{file}: is damaged ({error}). Delete it: what it held is measured again.") from error

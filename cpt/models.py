@@ -6,7 +6,8 @@ from typing import Any
 from cpt.checkpoints import file_hash
 from cpt.config import ModelSpec, Stream, TokenizerSpec
 from cpt.errors import ConfigError, DataError
-from cpt.resources import model_path
+from cpt.resources import BUNDLED_MODELS, model_path
+from cpt.suggest import did_you_mean
 from eval_harness.loading import LoadError, TokenizerError, check_tokenizer, load_model, load_tokenizer
 
 
@@ -29,7 +30,8 @@ def base_folder(spec: ModelSpec) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"model.path = {spec.path!r}: neither a local folder nor bundled (tiny-world), and the Hub gave "
-            f"no model of that name ({type(error).__name__}). Offline, give a folder: model=PATH."
+            f"no model of that name ({type(error).__name__}).{did_you_mean(spec.path, BUNDLED_MODELS)} "
+            "Offline, give a folder: model=PATH."
         ) from error
 
 
@@ -86,7 +88,7 @@ def open_model(folder: Path, spec: ModelSpec) -> Any:
     try:
         return load_model(str(folder), **about)
     except LoadError as error:
-        raise DataError(f"model {error}") from error
+        raise DataError(f"model {error}. Restore the folder or download it again, then run again.") from error
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

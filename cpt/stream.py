@@ -7,7 +7,7 @@ again from its parent, and an evaluation is measured again without training.
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def _run(stream: Stream, new: bool, run_dir: Any, say: Say, stop: StopRequest, t
     with run.lock():
         planned = _planned(stream, run, identities, rows, overlaps)
         if train:
+            _check_ahead(stream, planned, tokenizer)
             _supersede(run, planned, say)
         else:
             planned = _finished_only(run, planned)
@@ -189,14 +190,37 @@ def _identities(stream: Stream, rows: list[Loaded]) -> list[str]:
 
 def _method_fingerprints(stream: Stream, stage: Stage, index: int) -> list[str]:
     """Fingerprints of the sources that methods name in their fields."""
-    found = []
+    sources = _method_sources(stage, index)
+    return [load_all(value, stream.data_root, place).fingerprint for place, value in sources]
+
+
+def _method_sources(stage: Stage, index: int) -> Iterator[tuple[str, list[Source]]]:
+    """The sources that methods name in their fields, each list with its place."""
     for j, method in enumerate(stage.methods):
         for key in type(method).model_fields:
             value = getattr(method, key)
             if isinstance(value, list) and value and all(isinstance(item, Source) for item in value):
-                place = f"stages.{index - 1}.methods.{j}.{key}"
-                found.append(load_all(value, stream.data_root, place).fingerprint)
-    return found
+                yield f"stages.{index - 1}.methods.{j}.{key}", value
+
+
+def _check_ahead(stream: Stream, planned: list[Planned], tokenizer: Any) -> None:
+    """What would show only when a later stage begins, shown before the first one trains: TRL's view of the
+    arguments, and one row of each form through the tokenizer. Raises ConfigError or DataError."""
+    for here in planned:
+        if here.stage is None or here.rows is None or here.finished:
+            continue
+        from cpt.data.tokens import check_rendering
+        from cpt.trainers.sft import sft_config, token_settings
+
+        place, training = f"stages.{here.index - 1}", stream.training_of(here.stage)
+        try:
+            sft_config(training, here.folder.checkpoints, here.seed)
+        except ConfigError as error:
+            raise ConfigError(*(f"{place}.{problem}" for problem in error.problems)) from error
+        settings = token_settings(training, stream.evaluation.prompt)
+        check_rendering(here.rows.rows, tokenizer, settings, f"{place}.data")
+        for where, sources in _method_sources(here.stage, here.index):
+            check_rendering(load_all(sources, stream.data_root, where).rows, tokenizer, settings, where)
 
 
 def _open(stream: Stream, base: str, new: bool, run_dir: Any, say: Say) -> Run:

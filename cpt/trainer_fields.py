@@ -54,6 +54,9 @@ OWNED = {
     "push_to_hub": "export the stage you want with `cpt export`, then push that folder",
 }
 
+# Zero or less of these would fail deep inside the trainer.
+_POSITIVE = {"per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "logging_steps"}
+
 _READ = """
 import dataclasses, json, sys
 from trl import SFTConfig
@@ -127,6 +130,7 @@ def _check_field(name: str, value: Any) -> tuple[str, Any]:
     if adapter is None:
         return "", value
     try:
-        return "", adapter.validate_python(value)
+        checked = adapter.validate_python(value)
     except ValidationError:
         return f"must be of type {known()[name]}", value
+    return ("must be greater than 0" if name in _POSITIVE and checked <= 0 else ""), checked

@@ -68,25 +68,8 @@ def tiny_llama(request: pytest.FixtureRequest) -> Callable[..., LlamaForCausalLM
     Without `vocab_size` it fits the tiny world's tokenizer. The global random state stays as it was.
     """
 
-    def build(seed: int = 0, vocab_size: int | None = None, **config: object) -> LlamaForCausalLM:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+    from functools import partial
 
-        if vocab_size is None:
-            tokenizer = request.getfixturevalue("tiny_tokenizer")
-            vocab_size = len(tokenizer)
-            config = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id} | config
-        shape = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "bos_token_id": None,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(shape | config)))
+    from tests.models import llama
 
-    return build
+    return partial(llama, request.getfixturevalue("tiny_tokenizer"))

@@ -31,7 +31,9 @@ def load(source: Any, data_root: Path | None, place: str, seed: int = 0) -> Load
     try:
         raw = read_rows(**source.origin(data_root))
     except SourceError as error:
-        raise DataError(f"{place}: {error}") from error
+        # "task = 'x': ..." stands behind its place as the dotted path that an override takes
+        joint = "." if str(error).startswith(("hub = ", "file = ", "task = ", "rows = ")) else ": "
+        raise DataError(f"{place}{joint}{error}") from error
     picked = _limited(raw, source.limit, source.shuffle, seed)
     rows, problems = [], []
     for number, item in enumerate(picked):

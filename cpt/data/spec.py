@@ -83,4 +83,5 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-Sources = Annotated[list[Source], BeforeValidator(_as_list), Field(min_length=1)]
+_OneOrMore = BeforeValidator(_as_list, json_schema_input_type=Source | list[Source])
+Sources = Annotated[list[Source], _OneOrMore, Field(min_length=1)]

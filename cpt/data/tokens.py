@@ -79,6 +79,18 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place
     return TokenRows(dataset, dict(counts))
 
 
+def check_rendering(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place: str) -> None:
+    """Render the first row of each form: raises DataError long before the stage that trains on them begins."""
+    first: dict[tuple[str, bool], Row] = {}
+    for row in rows:
+        first.setdefault((row.kind, row.prompt is None), row)
+    for row in first.values():
+        try:
+            _encoded(row, tokenizer, settings)
+        except PromptError as error:
+            raise DataError(f"{place}: {error}") from error
+
+
 def _encoded(row: Row, tokenizer: Any, settings: TokenSettings) -> tuple[list[int], list[bool]]:
     whole = settings.completion_only_loss is False if row.kind == "completion" else not settings.assistant_only_loss
     if row.kind == "chat" and whole:

@@ -6,6 +6,7 @@ weights (`add` before `mask`), end of stage. The instance in the configuration i
 stage makes a fresh one from its fields, so state lives in private attributes and starts clean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -67,9 +68,13 @@ class Method(BaseModel):
         """False at the setting that makes the method absent: the seam then never sees it."""
         return self.absent is None or any(getattr(self, key) != value for key, value in self.absent.items())
 
-    def check(self, batch_rows: int) -> list[str]:
-        """Problems of these fields with an effective batch of this size, in a sentence each."""
+    def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
+        """Problems as (field, sentence), with an effective batch of this size and the names of the stages before."""
         return []
+
+    def quotas(self, batch_rows: int) -> dict[str, int]:
+        """Rows of each source that `prepare_data` will add, in an effective batch of this size."""
+        return {}
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add row sources and their exact share of every effective batch."""
@@ -121,7 +126,7 @@ class Method(BaseModel):
 
 
 HOOKS = frozenset(
-    {"active", "check", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms", "edit_gradients"}
-    | {"edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
+    {"active", "check", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
+    | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
 CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "absent"}

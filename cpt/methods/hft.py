@@ -47,10 +47,11 @@ class HFT(Method):
         kept |= {name for name, end in ends.items() if getattr(self, end) == "trained"}
         for name, parameter in trainable.items():
             parameter.requires_grad_(name in kept)
-        self._report(sizes, inside, kept)
+        self._report(sizes, {name: n for name, n in inside.items() if _place(name).layer is not None}, kept)
         return model
 
     def _report(self, sizes: dict[str, int], inside: dict[str, int], kept: set[str]) -> None:
+        """sizes: everything trainable before; inside: what lies in layers, where the half is drawn."""
         by_category: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for name, n in inside.items():
             by_category[_place(name).category][0] += n * (name in kept)

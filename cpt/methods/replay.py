@@ -4,12 +4,14 @@ General-sample replay as in GeRe's label fitting (arXiv 2508.04676), task replay
 at large. Cost: the replayed rows; at a fixed number of epochs a ratio r makes the stage 1 / (1 - r) longer.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Sources, refuse
 from cpt.methods.base import Method, StageInfo
+from cpt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,17 +49,30 @@ class Replay(Method):
     def _rows(self, batch_rows: int) -> int:
         return round(self.ratio * batch_rows)
 
-    def check(self, batch_rows: int) -> list[str]:
-        """The share must be whole and leave room for the task."""
+    def quotas(self, batch_rows: int) -> dict[str, int]:
+        """The replayed rows, under this method's name."""
+        return {self.name: self._rows(batch_rows)} if self.active else {}
+
+    def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
+        """The share must be whole and leave room for the task; the stages to replay must come before."""
         if not self.active:
             return []
+        wanted = self.earlier if isinstance(self.earlier, list) else []
+        known = ", ".join(earlier) or "none"
+        return [("ratio", text) for text in self._check_ratio(batch_rows)] + [
+            ("earlier", f"{name!r} is no earlier stage.{did_you_mean(name, earlier)} Earlier stages: {known}.")
+            for name in wanted
+            if name not in earlier
+        ]
+
+    def _check_ratio(self, batch_rows: int) -> list[str]:
         n, exact = self._rows(batch_rows), self.ratio * batch_rows
         if n >= batch_rows:
-            return [f"ratio {self.ratio:g} leaves no room for task rows in an effective batch of {batch_rows}"]
+            return [f"leaves no room for task rows in an effective batch of {batch_rows}"]
         if n < 1 or abs(n - exact) > 0.01:
             near = sorted({max(1, int(exact)), min(batch_rows - 1, max(1, int(exact) + 1))})
             ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
-            return [f"ratio {self.ratio:g} of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
+            return [f"of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
         return []
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
@@ -66,7 +81,7 @@ class Replay(Method):
         if not sources:
             self._facts["note"] = "no earlier stage to replay"
             return
-        rows = data.load(sources, f"stages.{stage.index}.methods.{self.name}")
+        rows = data.load(sources, f"stages.{stage.name}.methods.{self.name}")
         data.add(self.name, rows, self._rows(stage.batch_rows))
         self._facts |= {"rows": len(rows.dataset), "rows_per_batch": self._rows(stage.batch_rows)}
 

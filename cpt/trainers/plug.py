@@ -174,15 +174,23 @@ def plug(trainer_class: type) -> type:
             trained = {n: p for n, p in self.model.named_parameters() if n in self._trainable}
             return Tensors(trained, gradients)
 
-        def refuse_nan(self) -> None:
-            """Raise TrainingError if any loss since the start was not a number. All ranks must call it."""
+        def refuse_nan(self, weights: bool = False) -> None:
+            """Raise TrainingError if any loss since the start was not a number, or (weights) a weight now is not.
+
+            All ranks must call it. The last step's update shows in no loss: weights are asked before they are kept.
+            """
+            if weights:
+                trained = [p for name, p in self.model.named_parameters() if name in self._trainable]
+                broken = ~torch.stack([p.detach().isfinite().all() for p in trained]).all()
+                fresh = (self._not_finite < 0) & broken.to(self._not_finite.device)
+                self._not_finite = torch.where(fresh, self.state.global_step - 1, self._not_finite)
             first = self._not_finite
             if self.args.world_size > 1:
                 first = self.accelerator.gather(first.reshape(1)).max()
             if int(first) >= 0:
                 raise TrainingError(
-                    f"stage {self._stage.name!r}: the loss was not a number at step {int(first) + 1}; nothing "
-                    f"after that step is kept. Lower training.learning_rate (now {self.args.learning_rate:g}), "
+                    f"stage {self._stage.name!r}: the loss, or a weight, was not a number at step {int(first) + 1}; "
+                    f"nothing after that step is kept. Lower training.learning_rate (now {self.args.learning_rate:g}), "
                     "set training.max_grad_norm, or train in float32; then run the same command again."
                 )
 
@@ -196,7 +204,7 @@ def plug(trainer_class: type) -> type:
             """No card per checkpoint: the exported stage gets one."""
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            self.refuse_nan()
+            self.refuse_nan(weights=True)
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
 from cpt.checkpoints import newest
@@ -16,7 +17,7 @@ from cpt.data.collator import Collator
 from cpt.data.sampler import MixedSampler, steps_for
 from cpt.data.stage_data import TASK, StageData
 from cpt.data.tokens import TokenSettings
-from cpt.errors import DataError
+from cpt.errors import ConfigError, DataError
 from cpt.methods.base import Method, StageInfo
 from cpt.quiet import CALLBACKS
 from cpt.trainers.plug import plug
@@ -47,7 +48,10 @@ def token_settings(training: dict[str, Any], prompt: Any) -> TokenSettings:
 
 
 def sft_config(training: dict[str, Any], folder: Path, seed: int) -> SFTConfig:
-    """TRL's arguments for a stage: the user's, over defaults that fit the machine, under what a stage decides."""
+    """TRL's arguments for a stage: the user's, over defaults that fit the machine, under what a stage decides.
+
+    Raises ConfigError for values that TRL refuses.
+    """
     cuda = torch.cuda.is_available() and not training.get("use_cpu")
     defaults: dict[str, Any] = {"logging_steps": 10, "disable_tqdm": True, "report_to": "none"}
     if not cuda:  # TRL's defaults (bf16, checkpointing) are a GPU's and raise here
@@ -63,7 +67,12 @@ def sft_config(training: dict[str, Any], folder: Path, seed: int) -> SFTConfig:
         # NaN is watched on the device; the trainer's own filter waits for every step's loss.
         "logging_nan_inf_filter": False,
     }
-    return SFTConfig(output_dir=str(folder), seed=seed, data_seed=seed, **(defaults | training | decided))
+    try:
+        config = SFTConfig(output_dir=str(folder), seed=seed, data_seed=seed, **(defaults | training | decided))
+        get_reporting_integration_callbacks(config.report_to)
+    except ValueError as error:  # a value that the field's type does not tell apart, e.g. a scheduler's name
+        raise ConfigError(f"training: TRL refuses these arguments: {error}") from error
+    return config
 
 
 def train(
@@ -111,7 +120,7 @@ def train(
     trainer.add_callback(_StageCallback(trainer, should_stop, log))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.refuse_nan()
+    trainer.refuse_nan(weights=True)
     facts = _facts(trainer, methods, steps, time.perf_counter() - started, checkpoint)
     stopped = trainer.state.global_step < steps
     return Trained(trainer.accelerator.unwrap_model(trainer.model), facts, stopped)

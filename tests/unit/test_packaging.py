@@ -111,7 +111,7 @@ def test_installed_command_validates_a_bundled_recipe(python: Path, tmp_path: Pa
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("name", "world"), [("one_process_cpu", 1), ("two_processes_cpu", 2)])
+@pytest.mark.parametrize(("name", "world"), [("one_process_cpu", 1)])
 def test_launch_file_starts_as_many_ranks_as_it_says(
     root: Path, tmp_path: Path, require, name: str, world: int
 ) -> None:

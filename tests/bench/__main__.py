@@ -1,0 +1,104 @@
+"""`python -m tests.bench`: every cost that has a bound, beside its bound, as ratios within one run.
+
+Exits 0 whether or not the bounds hold: figures of a shared machine are for reading, not for a gate.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cpt.run_dir import libraries, machine
+from tests.bench import commands
+from tests.bench.figures import Figure, table
+
+OUT = commands.ROOT / "docs" / "evidence" / "bench.json"
+
+
+def sft_no_methods(repeats: int) -> list[Figure]:
+    """See tests.bench.training; imported late, for torch must not be here while a child's memory is measured."""
+    from tests.bench import training
+
+    return training.sft_no_methods(repeats)
+
+
+def hft(repeats: int) -> list[Figure]:
+    """As above."""
+    from tests.bench import training
+
+    return training.half_fine_tuning(repeats)
+
+
+# In this order: what measures a child's memory comes before what makes this process large.
+ITEMS: dict[str, Callable[[int], list[Figure]]] = {
+    "start_up": commands.start_up,
+    "quickstart": commands.quickstart,
+    "sft_no_methods": sft_no_methods,
+    "hft": hft,
+}
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    asked = arguments()
+    figures: list[Figure] = []
+    load_before, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load_before > cores / 2:
+        print(f"note: the machine is busy (load {load_before:.1f} on {cores} cores): times will be too long")
+    for name in [name for name in ITEMS if name in (asked.only or ITEMS)]:
+        print(f"measuring {name} ...", flush=True)
+        figures += ITEMS[name](asked.repeats)
+    print(f"\n{table(figures)}")
+    out = asked.out or (None if asked.only else OUT)
+    if out is not None:
+        write(out, figures, asked.repeats, load_before)
+        print(f"\nwrote {out}")
+
+
+def arguments() -> argparse.Namespace:
+    """What the user asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=ITEMS, help="one item (repeat it for several)")
+    parser.add_argument("--repeats", type=positive, default=15, help="interleaved pairs, default 15")
+    parser.add_argument("--out", type=Path, help=f"default {OUT.relative_to(commands.ROOT)}; with --only: none")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
+    return int(text)
+
+
+def write(out: Path, figures: list[Figure], repeats: int, load_before: float) -> None:
+    """Figures with all samples, and on what they were measured (no host name)."""
+    record: dict[str, Any] = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine() | {"processor": processor(), "memory_gib": memory_gib(), "load_before": load_before},
+        "threads": os.environ.get("OMP_NUM_THREADS", "all cores"),
+        "libraries": libraries(),
+        "repeats": repeats,
+        "figures": [figure.to_json() for figure in figures],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The processor's model name, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def memory_gib() -> float:
+    """Physical memory."""
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A stage in a few lines: a Llama of hidden 16, rows of unequal length, the real seam and the real trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt.config import Stage
+from cpt.data.stage_data import TASK, StageData
+from cpt.methods.base import Method, StageInfo
+
+WORDS = "ab cd efg h ijklm no pqrs t uv wxyz".split()
+TASK_ROWS = [{"prompt": " ".join(WORDS[: 1 + i % 5]), "completion": " ".join(WORDS[-1 - i % 7 :])} for i in range(24)]
+GENERAL_ROWS = [{"prompt": WORDS[i % 10], "completion": " ".join(WORDS[i % 4 : 4 + i % 6])} for i in range(10)]
+TEXT_ROWS = [{"text": " ".join(WORDS[i % 3 : 3 + i % 7])} for i in range(24)]
+
+TRAINING = {
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 4,
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.1,
+    "lr_scheduler_type": "constant",
+}
+
+
+@dataclass
+class Outcome:
+    """Weights before and after, and the stage's facts."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    facts: dict[str, Any]
+    stopped: bool
+    lines: list[dict[str, Any]]
+
+    def moved(self) -> set[str]:
+        """Names of the tensors that changed by at least a bit."""
+        return {name for name, tensor in self.after.items() if not tensor.equal(self.before[name])}
+
+
+class Lab:
+    """Runs small stages; `tokenizer` and `llama` (a model factory) come from the fixtures."""
+
+    def __init__(self, folder: Path, tokenizer: Any, llama: Callable[..., Any]) -> None:
+        self.folder, self.tokenizer, self.llama, self.runs = folder, tokenizer, llama, 0
+
+    def model(self, lora: bool = False, **config: Any) -> Any:
+        """A fresh model with the same weights each time; with `lora` a PEFT model over it."""
+        import torch
+
+        model = self.llama(seed=3, **config)
+        if not lora:
+            return model
+        from peft import LoraConfig, get_peft_model
+
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+    def stage(
+        self,
+        methods: Sequence[Any] = (),
+        kind: str = "sft",
+        folder: Path | None = None,
+        stop_after: int | None = None,
+        lora: bool = False,
+        world: int = 1,
+        dropout: float = 0.0,
+        extra: Sequence[Method] = (),
+        **training: Any,
+    ) -> Outcome:
+        """Train one stage. `methods` are as in YAML; `extra` are instances of methods made up by a test.
+
+        stop_after: ask for a stop once so many steps are logged; run again with the same `folder` to resume.
+        """
+        from cpt.data.sources import load_all
+        from cpt.data.tokens import tokenise
+        from cpt.stream import fresh_methods
+        from cpt.trainers.sft import token_settings, train
+
+        self.runs += 1
+        folder = folder or self.folder / f"stage{self.runs}"
+        training = TRAINING | training
+        rows = TEXT_ROWS if kind == "pretrain" else TASK_ROWS
+        config = Stage.model_validate(
+            {"name": "lab", "kind": kind, "data": {"rows": rows}, "methods": list(methods), "training": training}
+        )
+        settings = token_settings(training, "auto")
+
+        def load(sources: Any, place: str) -> Any:
+            return tokenise(load_all(sources, None, place).rows, self.tokenizer, settings, place)
+
+        batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
+        info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)
+        data = StageData(load)
+        data.sources[TASK] = load(config.data, "data")
+        active = [*fresh_methods(config), *extra]
+        for method in active:
+            method.prepare_data(data, info)
+        model = self.model(lora, attention_dropout=dropout)
+        before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        lines: list[dict[str, Any]] = []
+        trained = train(
+            model,
+            self.tokenizer,
+            data,
+            info,
+            active,
+            training,
+            folder,
+            lambda: stop_after is not None and len(lines) >= stop_after - 1,
+            lines.append,
+        )
+        after = {name: tensor.detach().clone() for name, tensor in trained.model.named_parameters()}
+        return Outcome(before, after, trained.facts, trained.stopped, lines)
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Largest difference of any entry."""
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

@@ -1,0 +1,274 @@
+"""Every registered method: builds, moves what it declares, composes, accumulates, resumes, and can be absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pytest
+import torch
+from pydantic import PrivateAttr
+
+from cpt.config import Stage
+from cpt.data.stage_data import StageData
+from cpt.data.tokens import IGNORED, TokenRows
+from cpt.methods import registry
+from cpt.methods.base import Method, StageInfo, Term
+from cpt.methods.step import Step, Tensors
+from tests.contract.cases import CASES
+from tests.contract.lab import GENERAL_ROWS, TASK_ROWS, Lab, distance, equal
+
+pytestmark = pytest.mark.contract
+
+KINDS = ("sft", "pretrain")
+EACH = [(name, kind) for name in CASES for kind in KINDS]
+SETTINGS = [s for case in CASES.values() for s in (case.settings, *case.also)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_tokenizer: Any, tiny_llama: Any) -> Lab:
+    return Lab(tmp_path, tiny_tokenizer, tiny_llama)
+
+
+def test_every_registered_method_has_a_case() -> None:
+    assert set(registry.OURS) == set(CASES)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_round_trips_through_its_dump(settings: dict[str, Any]) -> None:
+    stage = Stage.model_validate({"name": "s", "data": {"rows": TASK_ROWS}, "methods": [settings]})
+    again = Stage.model_validate(stage.model_dump(mode="json"))
+    assert again == stage
+    assert type(again.methods[0]) is registry.find(settings["type"])
+
+
+@pytest.mark.parametrize(("name", "kind"), EACH)
+def test_changes_the_outcome_and_only_what_it_declares(lab: Lab, name: str, kind: str) -> None:
+    plain, with_it = lab.stage(kind=kind), lab.stage([CASES[name].settings], kind=kind)
+    assert not equal(plain.after, with_it.after)
+    assert plain.moved() == set(plain.after)
+    if name == "hft":
+        assert with_it.moved() < set(with_it.after)
+        share = sum(with_it.after[n].numel() for n in with_it.moved()) / sum(t.numel() for t in with_it.after.values())
+        assert share == pytest.approx(with_it.facts["methods"]["hft"]["trained_share"])
+    else:
+        assert with_it.moved() == set(with_it.after)
+
+
+@pytest.mark.parametrize(("name", "kind"), EACH)
+def test_absent_equals_not_listed(lab: Lab, name: str, kind: str) -> None:
+    method = registry.find(name)
+    assert method.absent is not None
+    absent = CASES[name].settings | method.absent
+    assert equal(lab.stage(kind=kind, dropout=0.2).after, lab.stage([absent], kind=kind, dropout=0.2).after)
+
+
+@pytest.mark.parametrize(("name", "kind"), EACH)
+def test_kill_and_resume_equals_uninterrupted(lab: Lab, tmp_path: Path, name: str, kind: str) -> None:
+    settings, folder = [CASES[name].settings], tmp_path / "killed"
+    whole = lab.stage(settings, kind=kind, dropout=0.2)
+    first = lab.stage(settings, kind=kind, dropout=0.2, folder=folder, stop_after=3)
+    assert first.stopped
+    assert not equal(first.after, whole.after)
+    second = lab.stage(settings, kind=kind, dropout=0.2, folder=folder)
+    assert second.facts["resumed_from"] == "checkpoint-3"
+    assert equal(second.after, whole.after)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_one_batch_equals_its_parts(lab: Lab, settings: dict[str, Any]) -> None:
+    shapes = [(4, 1), (2, 2), (1, 4)]
+    outcomes = [
+        lab.stage([settings], per_device_train_batch_size=b, gradient_accumulation_steps=a).after for b, a in shapes
+    ]
+    assert distance(outcomes[0], outcomes[1]) < 2e-5  # rows differ in length: a mean of means is off by 1e-2
+    assert distance(outcomes[0], outcomes[2]) < 2e-5
+
+
+class Silent(Method):
+    """Adds the rows that a replay would add, with nothing to learn in them, and the divisor they would bring."""
+
+    type: Literal["silent"] = "silent"
+
+    _lengths: dict[int, int] = PrivateAttr(default_factory=dict)
+
+    def prepare_data(self, data: StageData, stage: StageInfo) -> None:
+        """As replay, with every label ignored."""
+        registry.find("replay").model_validate(CASES["replay"].settings).prepare_data(data, stage)
+        rows = data.sources["replay"]
+        labels = [list(row["labels"]) for row in rows.dataset]
+        self._lengths.update({i: sum(label != IGNORED for label in row[1:]) for i, row in enumerate(labels)})
+        columns = {"input_ids": rows.dataset["input_ids"], "labels": [[IGNORED] * len(row) for row in labels]}
+        silent = datasets.Dataset.from_dict(columns, features=rows.dataset.features)
+        data.sources["replay"] = TokenRows(silent, rows.counts)
+
+    def weigh_tokens(self, step: Step) -> torch.Tensor:
+        """task tokens / (task tokens + tokens that are silent here)."""
+        silenced = sum(self._lengths[int(row)] for row in step.row[step.rows("replay")])
+        return torch.full_like(step.log_probs, step.window["tokens"] / (step.window["tokens"] + silenced))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.vanishing])
+def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
+    """At strength 1e-30 the hooks run and the arithmetic vanishes: what is left is the task's own gradient, under
+    attention dropout, so that a consumed random number or a side effect would show."""
+    faint = CASES[name].settings | (CASES[name].vanishing or {})
+    one = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "dropout": 0.2}
+    with_it, silent = lab.stage([faint], **one), lab.stage(extra=[Silent()], **one)
+    assert distance(with_it.before, with_it.after) > 1e-4
+    assert distance(with_it.after, silent.after) < 1e-7
+    other = lab.stage(extra=[Silent()], **(one | {"dropout": 0.0}))
+    assert distance(with_it.after, other.after) > 1e-6  # what another dropout mask would look like
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: dict[str, Any]) -> None:
+    stage = Stage.model_validate({"name": "s", "data": {"rows": TASK_ROWS}, "methods": [settings]})
+    model, before = lab.model(), torch.random.get_rng_state()
+    stage.methods[0].prepare_model(model, StageInfo(1, "s", "sft", seed=1, batch_rows=4))
+    assert torch.random.get_rng_state().equal(before)
+
+
+class ReferencePass(Method):
+    """A look at the base through the disabled adapter, as a penalty against it would take."""
+
+    type: Literal["reference_pass"] = "reference_pass"
+
+    def loss_terms(self, step: Step) -> dict[str, Term]:
+        """No term; PEFT switches requires_grad on for every adapter tensor when the block ends."""
+        with torch.no_grad(), step.model.disable_adapter():
+            step.model(**{key: step.inputs[key] for key in ("input_ids", "attention_mask")}, use_cache=False)
+        return {}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_lora_with_a_reference_pass_moves_only_what_is_declared(lab: Lab, settings: dict[str, Any]) -> None:
+    quiet = lab.stage([settings], lora=True)
+    looked = lab.stage([settings], lora=True, extra=[ReferencePass()])
+    assert looked.moved() == quiet.moved()
+    assert all("lora_" in name for name in looked.moved())
+    adapters = {name for name in looked.after if "lora_" in name}
+    if settings["type"] == "hft":
+        assert looked.moved() < adapters
+    else:
+        assert looked.moved() == adapters
+    assert equal(looked.after, quiet.after)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_same_stage_twice_gives_equal_bits(lab: Lab, settings: dict[str, Any]) -> None:
+    assert equal(lab.stage([settings], dropout=0.2).after, lab.stage([settings], dropout=0.2).after)
+
+
+def test_both_methods_compose(lab: Lab) -> None:
+    replay, hft = CASES["replay"].settings, CASES["hft"].settings
+    both, alone = lab.stage([replay, hft]), lab.stage([hft])
+    assert both.moved() == alone.moved()  # replay moves nothing that hft froze
+    assert not equal(both.after, alone.after)
+    assert equal(both.after, lab.stage([hft, replay]).after)
+
+
+def test_every_batch_holds_its_share(lab: Lab) -> None:
+    seen: list[int] = []
+
+    class Count(Method):
+        type: Literal["count"] = "count"
+
+        def loss_terms(self, step: Step) -> dict[str, Term]:
+            """Writes down what stands in each micro-batch."""
+            seen.append(int(step.rows("replay").sum()))
+            assert step.window["replay_rows"] == 2
+            return {}
+
+    lab.stage([CASES["replay"].settings], extra=[Count()], gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    assert [sum(seen[i : i + 2]) for i in range(0, len(seen), 2)] == [2] * 4
+
+
+# ---- the seam's other hooks, by methods made up here ---------------------------------------------------------
+
+
+class Shrink(Method):
+    """A penalty as a term, a gradient mask, and a weight edit, all of which can be checked exactly."""
+
+    type: Literal["shrink"] = "shrink"
+    strength: float = 0.0
+    mask: bool = False
+    decay: float = 1.0
+
+    _steps: int = PrivateAttr(default=0)
+
+    def loss_terms(self, step: Step) -> dict[str, Term]:
+        """Negative log-likelihood once more: at strength s the gradient is (1 + s) times the plain one."""
+        return {"again": Term(-step.log_probs.sum(), "tokens", self.strength)} if self.strength else {}
+
+    def edit_gradients(self, gradients: Tensors, stage: StageInfo) -> None:
+        """Zero the first row of every matrix."""
+        if self.mask:
+            for _, gradient in gradients:
+                if gradient.ndim == 2:
+                    gradient[0] = 0
+
+    def edit_weights(self, weights: Tensors, stage: StageInfo) -> None:
+        """Multiply everything; count the steps."""
+        self._steps += 1
+        if self.decay != 1.0:
+            weights.map(lambda name, weight: weight * self.decay)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """How many steps were seen."""
+        return {"steps": torch.tensor(self._steps)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on counting."""
+        self._steps = int(state["steps"])
+
+
+SGD = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "max_steps": 1}
+
+
+def test_a_term_adds_its_gradient(lab: Lab) -> None:
+    plain, doubled = lab.stage(**SGD), lab.stage(extra=[Shrink(strength=1.0)], **SGD)
+    for name, before in plain.before.items():
+        torch.testing.assert_close(doubled.after[name] - before, 2 * (plain.after[name] - before), atol=5e-7, rtol=1e-3)
+    assert doubled.lines[0]["shrink/again"] == pytest.approx(plain.lines[0]["loss"], rel=1e-3)
+
+
+def test_a_term_does_not_depend_on_accumulation(lab: Lab) -> None:
+    method = Shrink(strength=0.5)
+    whole = lab.stage(extra=[method], per_device_train_batch_size=4)
+    parts = lab.stage(extra=[method], per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert distance(whole.after, parts.after) < 2e-5
+
+
+def test_a_gradient_mask_is_exact_with_adamw_and_clipping(lab: Lab) -> None:
+    masked = lab.stage(extra=[Shrink(mask=True)], weight_decay=0.0, gradient_accumulation_steps=2)
+    for name, after in masked.after.items():
+        if after.ndim == 2:
+            assert after[0].equal(masked.before[name][0])
+            assert not after[1:].equal(masked.before[name][1:])
+
+
+def test_a_weight_edit_follows_every_step(lab: Lab) -> None:
+    plain, edited = lab.stage(**SGD), lab.stage(extra=[Shrink(decay=0.5)], **SGD)
+    assert all(edited.after[name].equal(plain.after[name] * 0.5) for name in plain.after)
+
+
+def test_a_methods_state_survives_a_kill(lab: Lab, tmp_path: Path) -> None:
+    first = Shrink()
+    lab.stage(extra=[first], folder=tmp_path / "k", stop_after=3)
+    second = Shrink()
+    lab.stage(extra=[second], folder=tmp_path / "k")
+    assert (first._steps, second._steps) == (3, 4)
+
+
+def test_a_misspelt_hook_and_a_field_over_a_hook_are_refused() -> None:
+    with pytest.raises(TypeError, match="loss_term"):
+
+        class Misspelt(Method):
+            def loss_term(self) -> None: ...
+
+    with pytest.raises(TypeError, match="weigh_tokens"):
+
+        class Hidden(Method):
+            weigh_tokens: float = 1.0

@@ -1,0 +1,1 @@
+"""Whole runs through the command line and the Python API."""
