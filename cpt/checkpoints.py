@@ -25,10 +25,15 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON aside, flush it to the disk, rename: a reader sees all of it or none of it."""
+    """Strict JSON by `write_text`."""
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write aside, flush to the disk, rename: a reader sees all of it or none of it."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     with open(aside, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(file)

@@ -104,6 +104,15 @@ class Stage(Strict):
         refuse(*found)
         return self
 
+    def method_sources(self) -> dict[str, list[Source]]:
+        """The sources that methods name in their fields, by place: `methods.0.general` -> sources."""
+        return {
+            f"methods.{j}.{key}": value
+            for j, method in enumerate(self.methods)
+            for key in type(method).model_fields
+            if isinstance(value := getattr(method, key), list) and value and isinstance(value[0], Source)
+        }
+
 
 class ModelSpec(Strict):
     """The base model: a folder, a name on the Hub, or a model that ships with cpt (tiny-world)."""

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Plan:
                 name, loaded.rows, measures, group, exact_match=source.exact_match, style=evaluation.prompt
             )
             content = [loaded.fingerprint, source.fields, measures, source.exact_match]
-            ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION])
+            ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION, version("cpt")])
         _check(sets, tokenizer)
         return cls(sets, ids, evaluation.batch_tokens)
 

@@ -41,13 +41,19 @@ def base_identity(stream: Stream) -> dict[str, Any]:
     if folder.parent.name == "snapshots":
         files: Any = {"repository": stream.model.path, "commit": folder.name}
     else:
-        kinds = (".json", ".safetensors", ".model", ".jinja")
-        files = {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.suffix in kinds}
-    tokenizer = stream.tokenizer.model_dump()
+        files = _hashes(folder)
+    tokenizer: dict[str, Any] = stream.tokenizer.model_dump()
+    if stream.tokenizer.path and Path(stream.tokenizer.path).is_dir():
+        tokenizer["path"] = _hashes(Path(stream.tokenizer.path))
     if stream.tokenizer.chat_template:
         tokenizer["chat_template"] = _template(stream.tokenizer)
     attention = stream.model.attn_implementation
     return {"files": files, "dtype": stream.model.dtype, "attention": attention, "tokenizer": tokenizer}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    kinds = (".json", ".safetensors", ".model", ".jinja", ".txt")
+    return {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.suffix in kinds}
 
 
 def base_tokenizer(stream: Stream) -> Any:

@@ -4,8 +4,9 @@ A warning that changes results (a fall-back of device or optimizer, a tokenisati
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import LogRecord, getLogger
 
 WARNINGS = (
     # TRL sets the deprecated alias itself; transformers then warns the user about it.
@@ -13,21 +14,37 @@ WARNINGS = (
     # Training on a CPU has no memory to pin.
     "'pin_memory' argument is set as true but no accelerator is found",
 )
+LOGGED = {
+    # A tied head is saved once, as the embedding; the trainer's loader notes its absence on every resume.
+    "transformers.trainer": "There were missing keys in the checkpoint model loaded: ['lm_head.weight']",
+}
 CALLBACKS = ("PrinterCallback",)  # prints the same losses as a dict
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block: no weight-loading bars, and none of the warnings above."""
+    """Inside the block: no weight-loading and mapping bars, and nothing of what stands above."""
+    import datasets
     from transformers.utils import logging
 
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    filters = {name: _unless(text) for name, text in LOGGED.items()}
+    for name, keep in filters.items():
+        getLogger(name).addFilter(keep)
     try:
         with warnings.catch_warnings():
             for message in WARNINGS:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
+        for name, keep in filters.items():
+            getLogger(name).removeFilter(keep)
+        datasets.enable_progress_bars()
         if had_bars:
             logging.enable_progress_bar()
+
+
+def _unless(text: str) -> Callable[[LogRecord], bool]:
+    return lambda record: text not in record.getMessage()

@@ -36,6 +36,7 @@ OWNED = {
     "save_only_model": "a checkpoint must be enough to resume from",
     "restore_callback_states_from_checkpoint": "`cpt run` restores what a stage needs",
     "ignore_data_skip": "resume repeats no row",
+    "logging_nan_inf_filter": "a loss that is not a number always stops the stage",
     "remove_unused_columns": "the stage prepares its own rows",
     "dataset_kwargs": "the stage prepares its own rows",
     "dataset_text_field": "rows are recognised by their fields; map others with `fields:` of the source",

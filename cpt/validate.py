@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt.config import Stream
-from cpt.data.sources import load
+from cpt.data.sources import load, wrong_kind
 from cpt.data.spec import Source
 from cpt.errors import DataError
 from cpt.methods import registry
@@ -18,9 +18,13 @@ def problems(stream: Stream) -> list[str]:
         if source.hub and not (source.file and stream.data_root):
             continue
         try:
-            load(source, stream.data_root, place)
+            loaded = load(source, stream.data_root, place)
         except DataError as error:
             found += error.problems
+            continue
+        stage, _, rest = place.removeprefix("stages.").partition(".")
+        if place.startswith("stages.") and rest.startswith("data."):
+            found += wrong_kind(stream.stages[int(stage)].kind, loaded, place)
     return found
 
 
@@ -39,12 +43,8 @@ def _sources(stream: Stream) -> list[tuple[str, Source]]:
     for i, stage in enumerate(stream.stages):
         found += [(f"stages.{i}.data.{j}", source) for j, source in enumerate(stage.data)]
         found += [(f"stages.{i}.test", stage.test)] if stage.test else []
-        for j, method in enumerate(stage.methods):
-            for key in type(method).model_fields:
-                value = getattr(method, key)
-                if isinstance(value, list):
-                    place = f"stages.{i}.methods.{j}.{key}"
-                    found += [(f"{place}.{k}", item) for k, item in enumerate(value) if isinstance(item, Source)]
+        for key, part in stage.method_sources().items():
+            found += [(f"stages.{i}.{key}.{k}", source) for k, source in enumerate(part)]
     general = stream.evaluation.general.items()
     return found + [(f"evaluation.general.{name}", source) for name, source in general]
 

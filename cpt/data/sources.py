@@ -58,8 +58,12 @@ def _limited(raw: Sequence[Mapping[str, Any]], limit: int | None, shuffle: bool,
     return [raw[int(i)] for i in sorted(order)]
 
 
-def load_all(sources: Sequence[Any], data_root: Path | None, place: str, seed: int = 0) -> Loaded:
+def load_all(
+    sources: Sequence[Any], data_root: Path | None, place: str, seed: int = 0, limit: int | None = None
+) -> Loaded:
     """All sources of a stage as one list: whole, or by `count`, or in the proportion of their weights.
+
+    limit: draw at most this many rows (seeded) from the list.
 
     With weights an epoch holds as many rows as all sources together; a source is repeated or thinned (seeded)
     to its share. Raises DataError with every source's problems.
@@ -74,8 +78,23 @@ def load_all(sources: Sequence[Any], data_root: Path | None, place: str, seed: i
         raise DataError(*problems)
     counts = _counts(sources, [len(part.rows) for part in loaded])
     rows = [row for part, n in zip(loaded, counts, strict=True) for row in _resized(part, n, seed)]
-    digest = hashlib.sha256("\n".join(f"{p.fingerprint} {n}" for p, n in zip(loaded, counts, strict=True)).encode())
-    return Loaded(" + ".join(part.label for part in loaded), rows, digest.hexdigest())
+    label = " + ".join(part.label for part in loaded)
+    marks = [f"{part.fingerprint} {n}" for part, n in zip(loaded, counts, strict=True)]
+    if limit is not None and limit < len(rows):
+        rows, marks = _resized(Loaded(label, rows, ""), limit, seed), [*marks, f"{limit} drawn by {seed}"]
+    return Loaded(label, rows, hashlib.sha256("\n".join(marks).encode()).hexdigest())
+
+
+def wrong_kind(kind: str, loaded: Loaded, place: str) -> list[str]:
+    """pretrain learns every token of plain text, sft learns answers: rows of the other form are a mistake."""
+    is_text = {row.kind == "text" for row in loaded.rows}
+    if kind == "pretrain" and False in is_text:
+        return [
+            f"{place}: has rows with an answer, and a pretrain stage trains on plain text ({{text}}): use kind: sft"
+        ]
+    if kind == "sft" and True in is_text:
+        return [f"{place}: has rows of plain text, which have no answer for an sft stage: use kind: pretrain"]
+    return []
 
 
 def _counts(sources: Sequence[Any], sizes: list[int]) -> list[int]:

@@ -16,11 +16,11 @@ TASK = "task"
 class StageData:
     """What a stage trains on. The task rows are the primary source and take what quotas leave over.
 
-    load:   sources (from the configuration) and a place for errors -> token rows, under the stage's settings.
+    load:   (sources, place for errors, most rows or None) -> token rows, under the stage's settings.
     quotas: rows of each added source in every effective batch, exact through epoch ends and resume.
     """
 
-    load: Callable[[Sequence[Any], str], TokenRows]
+    load: Callable[[Sequence[Any], str, int | None], TokenRows]
     sources: dict[str, TokenRows] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
 

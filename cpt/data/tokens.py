@@ -1,7 +1,7 @@
 """Rows become token rows: the same rendering that evaluation uses, cut to length, optionally packed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,12 @@ class TokenRows:
 
     dataset: datasets.Dataset
     counts: dict[str, int] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[TokenRows]) -> TokenRows:
+    """Several token rows as one source, their counts added."""
+    counts = sum((Counter(part.counts) for part in parts), Counter[str]())
+    return TokenRows(datasets.concatenate_datasets([part.dataset for part in parts]), dict(counts))
 
 
 def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place: str) -> TokenRows:

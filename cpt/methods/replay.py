@@ -77,19 +77,19 @@ class Replay(Method):
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the replay rows under this method's name."""
-        sources = list(self.general or []) + self._earlier(stage)
-        if not sources:
+        from cpt.data.tokens import joined
+
+        place = f"stages.{stage.name}.methods.{self.name}"
+        parts = [data.load(self.general, f"{place}.general", None)] if self.general else []
+        known = dict(stage.earlier)
+        for name in known if self.earlier == "all" else self.earlier or []:
+            parts.append(data.load(known[name], f"{place}.earlier.{name}", self.rows_per_stage))
+        if not parts:
             self._facts["note"] = "no earlier stage to replay"
             return
-        rows = data.load(sources, f"stages.{stage.name}.methods.{self.name}")
+        rows = joined(parts)
         data.add(self.name, rows, self._rows(stage.batch_rows))
         self._facts |= {"rows": len(rows.dataset), "rows_per_batch": self._rows(stage.batch_rows)}
-
-    def _earlier(self, stage: StageInfo) -> list[Any]:
-        known = dict(stage.earlier)
-        wanted = list(known) if self.earlier == "all" else self.earlier or []
-        update = {"limit": self.rows_per_stage, "shuffle": True} if self.rows_per_stage else {}
-        return [source.model_copy(update=update) for name in wanted for source in known[name]]
 
     def weigh_tokens(self, step: "Step") -> "Tensor | None":
         """`weight` on replayed rows, 1 elsewhere."""

@@ -149,7 +149,7 @@ def _facts(trainer: Any, methods: Sequence[Method], steps: int, seconds: float, 
         "optimizer_state_elements": state,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
-        "methods": {method.type: method.facts() for method in methods},
+        "methods": {getattr(method, "name", method.type): method.facts() for method in methods},
     }
 
 

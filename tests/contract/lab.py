@@ -11,7 +11,7 @@ from cpt.config import Stage
 from cpt.data.stage_data import TASK, StageData
 from cpt.methods.base import Method, StageInfo
 
-WORDS = "ab cd efg h ijklm no pqrs t uv wxyz".split()
+WORDS = ["ab", "cd", "efg", "h", "ijklm", "no", "pqrs", "t", "uv", "wxyz"]
 TASK_ROWS = [{"prompt": " ".join(WORDS[: 1 + i % 5]), "completion": " ".join(WORDS[-1 - i % 7 :])} for i in range(24)]
 GENERAL_ROWS = [{"prompt": WORDS[i % 10], "completion": " ".join(WORDS[i % 4 : 4 + i % 6])} for i in range(10)]
 TEXT_ROWS = [{"text": " ".join(WORDS[i % 3 : 3 + i % 7])} for i in range(24)]
@@ -80,7 +80,7 @@ class Lab:
         """
         from cpt.data.sources import load_all
         from cpt.data.tokens import tokenise
-        from cpt.stream import fresh_methods
+        from cpt.train_stage import fresh_methods
         from cpt.trainers.sft import token_settings, train
 
         self.runs += 1
@@ -92,8 +92,8 @@ class Lab:
         )
         settings = token_settings(training, "auto")
 
-        def load(sources: Any, place: str) -> Any:
-            return tokenise(load_all(sources, None, place).rows, self.tokenizer, settings, place)
+        def load(sources: Any, place: str, limit: int | None = None) -> Any:
+            return tokenise(load_all(sources, None, place, 0, limit).rows, self.tokenizer, settings, place)
 
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)

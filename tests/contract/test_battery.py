@@ -17,7 +17,7 @@ from cpt.methods import registry
 from cpt.methods.base import Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
 from tests.contract.cases import CASES
-from tests.contract.lab import GENERAL_ROWS, TASK_ROWS, Lab, distance, equal
+from tests.contract.lab import TASK_ROWS, Lab, distance, equal
 
 pytestmark = pytest.mark.contract
 

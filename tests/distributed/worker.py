@@ -1,6 +1,6 @@
 """What each rank runs: every case of the battery as one stage, rank 0 keeps the weights.
 
-    torchrun --nproc_per_node 2 -m tests.distributed.worker FOLDER
+torchrun --nproc_per_node 2 -m tests.distributed.worker FOLDER
 """
 
 import json

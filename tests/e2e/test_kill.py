@@ -56,9 +56,7 @@ def wait_for(condition: Callable[[], bool], process: Any) -> None:
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_killed_at_a_random_moment(
-    uninterrupted: tuple[dict[str, str], float], tmp_path: Path, number: int
-) -> None:
+def test_killed_at_a_random_moment(uninterrupted: tuple[dict[str, str], float], tmp_path: Path, number: int) -> None:
     expected, seconds = uninterrupted
     moment = random.Random(SEED + number).uniform(0.0, 1.0)
     for attempt in range(4):  # a machine that speeds up or slows down must not let the kill miss the run

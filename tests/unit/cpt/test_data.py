@@ -36,7 +36,8 @@ def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("prompt,completion\n" + "\n".join(f"{r['prompt']},{r['completion']}" for r in data))
     pq.write_table(pa.Table.from_pylist(data), tmp_path / "r.parquet")
     found = {
-        kind: load(Source(file=f"r.{kind}"), tmp_path, "here").fingerprint for kind in ("jsonl", "json", "csv", "parquet")
+        kind: load(Source(file=f"r.{kind}"), tmp_path, "here").fingerprint
+        for kind in ("jsonl", "json", "csv", "parquet")
     }
     assert len(set(found.values())) == 1
     assert found["json"] == load(Source(rows=data), None, "here").fingerprint
@@ -154,4 +155,6 @@ def test_the_first_token_of_a_packed_part_is_not_learned(tiny_tokenizer: Any) ->
 
 
 def test_lost_characters_are_counted(tiny_tokenizer: Any) -> None:
-    assert tokenise([canonical({"text": "æ € fine"})], tiny_tokenizer, TokenSettings(), "x").counts["lost_characters"] == 0
+    assert (
+        tokenise([canonical({"text": "æ € fine"})], tiny_tokenizer, TokenSettings(), "x").counts["lost_characters"] == 0
+    )

@@ -128,8 +128,14 @@ def test_models_whose_q_k_v_share_a_tensor(name: str) -> None:
         model: Any = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=4, n_head=2, vocab_size=64, n_positions=32))
     else:
         model = Phi3ForCausalLM(
-            Phi3Config(hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, vocab_size=64,
-                       pad_token_id=0)
+            Phi3Config(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                vocab_size=64,
+                pad_token_id=0,
+            )
         )
     trained, facts = prepared(model)
     assert facts["trained_share_in_layers"] == pytest.approx(0.5, abs=0.02)

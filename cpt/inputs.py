@@ -1,0 +1,136 @@
+"""Everything a stream stands on, read, checked and identified before anything is trained."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cpt.config import Stage, Stream
+from cpt.data.overlap import overlap
+from cpt.data.sources import Loaded, load, load_all, wrong_kind
+from cpt.errors import DataError
+from cpt.evaluation import Plan
+from cpt.models import base_identity, base_tokenizer
+from cpt.run_dir import digest
+from cpt.seeds import stage_seed
+
+Say = Callable[[str], None]
+
+# Arguments that change how training is watched, not what comes out of it: they are no part of an identity.
+_WATCHING = {
+    "logging_steps",
+    "logging_first_step",
+    "logging_strategy",
+    "report_to",
+    "run_name",
+    "project",
+    "disable_tqdm",
+    "log_level",
+    "save_steps",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+}
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """One stage's rows, the rows its methods name (place -> rows), its seed and its identity."""
+
+    stage: Stage
+    rows: Loaded
+    method_rows: dict[str, Loaded]
+    seed: int
+    identity: str
+    overlap: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tokenizer, what is measured, the base's identity and every stage's inputs, in order."""
+
+    tokenizer: Any
+    evaluation: Plan
+    base: str
+    stages: list[StageInputs]
+
+
+def read_inputs(stream: Stream, say: Say) -> Inputs:
+    """Read all rows, count test rows that stand in training rows, and identify every stage.
+
+    A stage's identity is the hash of its parent's, its resolved configuration, its rows and its seed; what is
+    measured and how training is watched are no part of it. Raises DataError with every problem of the rows, or
+    for an overlap where `evaluation.refuse_overlap` is on.
+    """
+    tokenizer = base_tokenizer(stream)
+    read = _read_stages(stream)
+    plan = _evaluation_plan(stream, tokenizer)
+    overlaps = [_overlap(plan, [rows, *methods.values()]) for rows, methods in read]
+    _say_overlap(stream, plan, overlaps, say)
+    base = parent = digest(base_identity(stream))
+    stages = []
+    for i, (stage, (rows, methods)) in enumerate(zip(stream.stages, read, strict=True), start=1):
+        seed = stage_seed(stream.seed, i, stage.name)
+        parent = _identity(stream, stage, parent, rows, methods, seed)
+        stages.append(StageInputs(stage, rows, methods, seed, parent, overlaps[i - 1]))
+    return Inputs(tokenizer, plan, base, stages)
+
+
+def _read_stages(stream: Stream) -> list[tuple[Loaded, dict[str, Loaded]]]:
+    found, problems = [], []
+    for i, stage in enumerate(stream.stages):
+        seed = stage_seed(stream.seed, i + 1, stage.name)
+        try:
+            rows = load_all(stage.data, stream.data_root, f"stages.{i}.data", seed)
+            problems += wrong_kind(stage.kind, rows, f"stages.{i}.data")
+            named = {f"stages.{i}.{key}": part for key, part in stage.method_sources().items()}
+            found.append((rows, {key: load_all(part, stream.data_root, key, seed) for key, part in named.items()}))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    return found
+
+
+def _evaluation_plan(stream: Stream, tokenizer: Any) -> Plan:
+    problems, sets = [], {}
+    for name, (group, source) in stream.eval_sources().items():
+        place = f"evaluation.general.{name}" if group == "general" else f"stages.{name}.test"
+        try:
+            sets[name] = (group, source, load(source, stream.data_root, place, stream.seed))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    return Plan.of(sets, stream.evaluation, tokenizer)
+
+
+def _overlap(plan: Plan, parts: list[Loaded]) -> dict[str, int]:
+    """Test set -> how many of its rows stand in the rows a stage trains on, those of its methods included."""
+    trained = [row for part in parts for row in part.rows]
+    return {name: n for name, rows in plan.rows().items() if (n := overlap(rows, trained))}
+
+
+def _say_overlap(stream: Stream, plan: Plan, overlaps: list[dict[str, int]], say: Say) -> None:
+    lines = []
+    for name, rows in plan.rows().items():
+        where = {stage.name: found[name] for stage, found in zip(stream.stages, overlaps, strict=True) if name in found}
+        if where:
+            most, names = max(where.values()), ", ".join(where)
+            lines.append(f"{most} of {len(rows)} test rows of {name!r} also stand in training rows ({names})")
+    if lines and stream.evaluation.refuse_overlap:
+        raise DataError(*(f"{line}; evaluation.refuse_overlap is on" for line in lines))
+    for line in lines:
+        say(f"note: {line}")
+
+
+def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: dict[str, Loaded], seed: int) -> str:
+    content = {
+        "parent": parent,
+        "stage": stage.model_dump(mode="json", exclude={"test", "training", "data"}),
+        "training": {k: v for k, v in stream.training_of(stage).items() if k not in _WATCHING},
+        "prompt": stream.evaluation.prompt,
+        "data": rows.fingerprint,
+        "method_data": [part.fingerprint for part in methods.values()],
+        "seed": seed,
+    }
+    return digest(content)
