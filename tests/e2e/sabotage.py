@@ -32,9 +32,9 @@ def at_call(number: int, function: Callable[..., Any], before: bool) -> Callable
 
 def inside_optimizer_step(number: int) -> None:
     """The weights have moved, the step is not over: nothing else of it has been recorded."""
-    from torch.optim import adamw
+    from torch.optim import adam  # AdamW is its subclass and steps through it
 
-    adamw.adamw = at_call(number, adamw.adamw, before=False)
+    adam.adam = at_call(number, adam.adam, before=False)
 
 
 def in_the_middle_of_a_checkpoint(number: int) -> None:

@@ -83,7 +83,7 @@ POINTS = [
     (sabotage.inside_optimizer_step, 40),
     (sabotage.in_the_middle_of_a_checkpoint, 3),
     (sabotage.before_the_seal, 1),
-    (sabotage.before_the_seal, 9),
+    (sabotage.before_the_seal, 10),
     (sabotage.before_done, 1),
     (sabotage.before_done, 2),
     (sabotage.in_evaluation, 2),

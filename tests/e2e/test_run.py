@@ -20,7 +20,7 @@ from cpt.report.summary import as_json, side_by_side, text
 pytestmark = pytest.mark.e2e
 
 STREAM = Path(__file__).with_name("stream.yaml")
-SHORT = ["training.max_steps=4", "training.save_steps=2"]
+SHORT = ["training.max_steps=4", "training.save_steps=2", "stages.stories.training.max_steps=4"]
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_the_same_run_from_python_rows(here: Path) -> None:
     matrix = json.loads((done.path / "matrix.json").read_text())
     scores = [row["scores"]["say"]["exact_match"]["value"] for row in matrix["rows"]]
     assert scores[1] == 1.0 > scores[0]
-    assert "note: 4 of 4 test rows of 'say' also stand in the training rows of 'say'" in said
+    assert "note: 4 of 4 test rows of 'say' also stand in training rows (say)" in said
     again = run(stream, say=lambda line: None)  # the same object twice: nothing in it has changed
     assert again.path == done.path
 
