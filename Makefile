@@ -58,6 +58,9 @@ $(VENV)/.dev: $(VENV)/.core
 hooks: $(VENV)/.dev ## run the fast checks before every commit
 	$(BIN)/pre-commit install
 
+# The tiny model's matrices are too small to share: on a busy machine two spinning threads are fifty times slower.
+quickstart world: export OMP_NUM_THREADS ?= 1
+
 quickstart: $(VENV)/.core ## two streams on the tiny world, with and without methods, side by side
 	$(BIN)/cpt run recipes/quickstart_naive.yaml
 	$(BIN)/cpt run recipes/quickstart.yaml
