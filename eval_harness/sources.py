@@ -147,7 +147,9 @@ def _read_json(path: Path) -> list[RawRow]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise SourceError(f"{path}:{error.lineno}: malformed JSON: {error.msg}. One object a line is .jsonl") from error
+        if error.msg == "Extra data":  # one object a line in a .json file, as many hub data sets have it
+            return _read_jsonl(path)
+        raise SourceError(f"{path}:{error.lineno}: malformed JSON: {error.msg}") from error
     if not isinstance(content, list):
         raise SourceError(f"{path}: must hold a list of objects, holds {type(content).__name__}")
     return _checked(content, str(path))

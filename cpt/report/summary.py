@@ -88,7 +88,8 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
             continue
         for name, metric in found.items():
             if isinstance(metric, dict):
-                value = f"{100 * metric['value']:+.1f}" if metric["value"] is not None else "undefined"
+                sign = "" if name == "average_performance" else "+"
+                value = f"{100 * metric['value']:{sign}.1f}" if metric["value"] is not None else "undefined"
                 why = f" ({metric['reason']})" if metric["reason"] else ""
                 lines.append(f"{name} of {measure}: {value}{why}   [{metric['formula']}]")
     return lines

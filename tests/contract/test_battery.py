@@ -169,7 +169,9 @@ def test_both_methods_compose(lab: Lab) -> None:
     assert equal(both.after, lab.stage([hft, replay]).after)
 
 
-def test_every_batch_holds_its_share(lab: Lab) -> None:
+@pytest.mark.parametrize("training", [{}, {"packing": True, "max_length": 48}], ids=["loose", "packed"])
+def test_every_batch_holds_its_share(lab: Lab, tmp_path: Path, training: dict[str, Any]) -> None:
+    """Also through a stop and a resume, and far beyond the end of the replayed rows."""
     seen: list[int] = []
 
     class Count(Method):
@@ -181,8 +183,10 @@ def test_every_batch_holds_its_share(lab: Lab) -> None:
             assert step.window["replay_rows"] == 2
             return {}
 
-    lab.stage([CASES["replay"].settings], extra=[Count()], gradient_accumulation_steps=2, per_device_train_batch_size=2)
-    assert [sum(seen[i : i + 2]) for i in range(0, len(seen), 2)] == [2] * 4
+    shape = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "max_steps": 9} | training
+    for stop in (4, None):
+        lab.stage([CASES["replay"].settings], extra=[Count()], folder=tmp_path / "s", stop_after=stop, **shape)
+    assert [sum(seen[i : i + 2]) for i in range(0, len(seen), 2)] == [2] * 9
 
 
 # ---- the seam's other hooks, by methods made up here ---------------------------------------------------------
