@@ -141,5 +141,5 @@ def rows() -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
-def _no_sources(sources: Any, place: str) -> TokenRows:
+def _no_sources(sources: Any, place: str, most_rows: int | None) -> TokenRows:
     raise ValueError(f"{place}: the bench's methods add no rows, but one asked for {sources}")
