@@ -91,9 +91,13 @@ def evaluate(
         return
     began = time.perf_counter()
     cache = stream.output_dir / CACHE
+    # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
+    trained = folder.done()
+    about = [trained["model"] if trained else identity, stream.model.dtype, stream.model.attn_implementation]
+    files = {name: cache / f"{digest([*about, plan.ids[name]])}.json" for name in plan.sets}
     results, missing = {}, []
-    for name in plan.sets:
-        found = _cached(cache / f"{digest([identity, plan.ids[name]])}.json")
+    for name, file in files.items():
+        found = _cached(file)
         if found is None:
             missing.append(name)
         else:
@@ -102,7 +106,7 @@ def evaluate(
         results |= _measure(plan, missing, folder, model, stream, tokenizer, stop)
         cache.mkdir(parents=True, exist_ok=True)
         for name in missing:
-            write_json(cache / f"{digest([identity, plan.ids[name]])}.json", results[name])
+            write_json(files[name], results[name])
     facts = {"seconds": round(time.perf_counter() - began, 3), "measured": missing}
     folder.commit_eval(plan.id, {name: results[name] for name in plan.sets}, facts)
     how = f"in {facts['seconds']:.1f} s" if missing else "already known"

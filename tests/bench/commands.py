@@ -60,7 +60,7 @@ def cpt(*arguments: str) -> Cost:
     child = subprocess.Popen(
         [sys.executable, "-m", "cpt.cli", *arguments],
         cwd=ROOT,
-        env=env | {"HF_HUB_OFFLINE": "1"},
+        env=env | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},  # one thread, as `make quickstart` has it
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
