@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from cpt.config import Stream
-from cpt.errors import RunDirError
+from cpt.errors import DataError, RunDirError
 from cpt.models import base_folder, base_tokenizer, open_model
 from cpt.quiet import quiet
 from cpt.run_dir import Run, StageDir
-from eval_harness.prompts import prompt_ids
+from eval_harness.errors import ScoringError
+from eval_harness.prompts import PromptError, prompt_ids
 from eval_harness.rows import Row
 from eval_harness.scoring import generate
 
@@ -21,14 +22,20 @@ def answers(run: Run, prompt: str, stages: list[str], max_new_tokens: int) -> li
     tokenizer = base_tokenizer(stream)
     folders = [run.find(stage) for stage in stages] if stages else [f for f in run.stages() if _model(f, stream)]
     row = Row("completion", prompt=prompt)
-    ids = prompt_ids(tokenizer, row, stream.evaluation.prompt)
+    try:
+        ids = prompt_ids(tokenizer, row, stream.evaluation.prompt)
+    except PromptError as error:
+        raise DataError(f"the prompt cannot be rendered: {error}") from error
     found = []
     for folder in folders:
         path = _model(folder, stream)
         if path is None:
             raise RunDirError(f"{folder.path}: has no model: the stage is not finished, or its weights were not kept")
-        with quiet():
-            new = generate(open_model(path, stream.model), tokenizer, [ids], max_new_tokens)[0]
+        try:
+            with quiet():
+                new = generate(open_model(path, stream.model), tokenizer, [ids], max_new_tokens)[0]
+        except ScoringError as error:
+            raise DataError(f"{folder.path.name}: {error}") from error
         found.append((folder.path.name, tokenizer.decode(new, skip_special_tokens=True).strip()))
     return found
 

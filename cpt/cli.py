@@ -71,7 +71,7 @@ def validate(
 ) -> None:
     """Check a stream without loading a model: keys, values, files, columns, all problems at once."""
     from cpt.config import Stream
-    from cpt.validate import json_schema, problems
+    from cpt.validate import json_schema, problems, unchecked
 
     if schema:
         typer.echo(json.dumps(json_schema(), indent=1))
@@ -82,6 +82,8 @@ def validate(
     if found := problems(parsed):
         raise ConfigError(*found)
     typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {len(parsed.stages)} stages, nothing wrong")
+    for name in unchecked(parsed):
+        typer.echo(f"not checked, a name on the Hub: {name}")
 
 
 @app.command(name="eval")

@@ -41,6 +41,12 @@ class EvalSource(Source):
     measures: list[str] | None = Field(None, min_length=1, description="default: chosen by the rows' form")
     exact_match: Literal["one_pass", "generate"] = Field("one_pass", description="equal results; see docs")
 
+    @model_validator(mode="after")
+    def _measured_once(self) -> "EvalSource":
+        given = [key for key in ("weight", "count") if getattr(self, key) is not None]
+        refuse(*(((key,), getattr(self, key), "means nothing for rows that are only measured") for key in given))
+        return self
+
     @field_validator("measures")
     @classmethod
     def _known(cls, names: list[str] | None) -> list[str] | None:
@@ -74,6 +80,12 @@ def _method(value: Any) -> Method:
 AnyMethod = SerializeAsAny[Annotated[Method, PlainValidator(_method, json_schema_input_type=dict)]]
 
 
+def source_fields(method: Method) -> list[str]:
+    """Names of a method's fields that hold sources."""
+    values = {key: getattr(method, key) for key in type(method).model_fields}
+    return [key for key, v in values.items() if isinstance(v, list) and v and isinstance(v[0], Source)]
+
+
 class Stage(Strict):
     """One step of the stream: what is trained on, how, with which methods, and what measures it."""
 
@@ -105,12 +117,12 @@ class Stage(Strict):
         return self
 
     def method_sources(self) -> dict[str, list[Source]]:
-        """The sources that methods name in their fields, by place: `methods.0.general` -> sources."""
+        """The sources that active methods name in their fields, by place: `methods.0.general` -> sources."""
         return {
-            f"methods.{j}.{key}": value
+            f"methods.{j}.{key}": getattr(method, key)
             for j, method in enumerate(self.methods)
-            for key in type(method).model_fields
-            if isinstance(value := getattr(method, key), list) and value and isinstance(value[0], Source)
+            if method.active
+            for key in source_fields(method)
         }
 
 
@@ -152,6 +164,9 @@ class Retention(Strict):
     checkpoints: bool = Field(False, description="keep the trainer's checkpoints of finished stages")
 
 
+BATCH_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # TRL's
+
+
 class Stream(Strict):
     """A base model, an ordered list of stages, an evaluation plan."""
 
@@ -179,6 +194,10 @@ class Stream(Strict):
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
         for i, stage in enumerate(self.stages):
             found += self._method_problems(i, stage, names[:i])
+            training = self.training_of(stage)
+            if training.get("packing") and "max_length" in training and training["max_length"] is None:
+                place = ("stages", i, "training", "max_length")
+                found.append((place, None, "packing needs a length for its rows: give a number"))
         refuse(*found)
         return self
 
@@ -207,8 +226,8 @@ class Stream(Strict):
     def batch_rows(self, stage: Stage, world: int = 1) -> int:
         """Rows of one effective batch: per device x accumulation x processes."""
         training = self.training_of(stage)
-        per_device = training.get("per_device_train_batch_size", 8)
-        return int(per_device) * int(training.get("gradient_accumulation_steps", 1)) * world
+        sizes = BATCH_DEFAULTS | training
+        return sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"] * world
 
     def eval_sources(self) -> dict[str, tuple[Group, EvalSource]]:
         """Everything that is measured: name -> ("task" | "general", source), stages first."""

@@ -38,13 +38,18 @@ class Plan:
         """The plan of a stream; raises DataError when a measure or the tokenizer does not fit a set's rows."""
         sets, ids = {}, {}
         for name, (group, source, loaded) in sources.items():
-            measures = tuple(source.measures) if source.measures else None
             sets[name] = EvalSet(
-                name, loaded.rows, measures, group, exact_match=source.exact_match, style=evaluation.prompt
+                name,
+                loaded.rows,
+                tuple(source.measures) if source.measures else None,
+                group,
+                exact_match=source.exact_match,
+                style=evaluation.prompt,
             )
-            content = [loaded.fingerprint, source.fields, measures, source.exact_match]
-            ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION, version("cpt")])
         _check(sets, tokenizer)
+        for name, (_, source, loaded) in sources.items():
+            content = [loaded.fingerprint, sets[name].measures, source.exact_match]
+            ids[name] = digest([*content, definition(tokenizer, evaluation.prompt), SCHEMA_VERSION, version("cpt")])
         return cls(sets, ids, evaluation.batch_tokens)
 
     @property
@@ -90,7 +95,7 @@ def evaluate(
     if done and done["plan"] == plan.id:
         return
     began = time.perf_counter()
-    cache = stream.output_dir / CACHE
+    cache = folder.path.parents[2] / CACHE  # beside the runs that share it
     # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
     trained = folder.done()
     about = [trained["model"] if trained else identity, stream.model.dtype, stream.model.attn_implementation]
@@ -102,13 +107,17 @@ def evaluate(
             missing.append(name)
         else:
             results[name] = found
-    if missing:
+    if missing and not model.is_dir():
+        say(
+            f"  the weights of {folder.path.name} were not kept (retention.models: last): {', '.join(missing)} left out"
+        )
+    elif missing:
         results |= _measure(plan, missing, folder, model, stream, tokenizer, stop)
         cache.mkdir(parents=True, exist_ok=True)
         for name in missing:
             write_json(files[name], results[name])
     facts = {"seconds": round(time.perf_counter() - began, 3), "measured": missing}
-    folder.commit_eval(plan.id, {name: results[name] for name in plan.sets}, facts)
+    folder.commit_eval(plan.id, {name: results[name] for name in plan.sets if name in results}, facts)
     how = f"in {facts['seconds']:.1f} s" if missing else "already known"
     if plan.sets:
         say(f"  measured {folder.path.name} on {len(plan.sets)} sets {how}")
@@ -123,11 +132,6 @@ def _measure(
     tokenizer: Any,
     stop: StopRequest,
 ) -> dict[str, dict[str, Any]]:
-    if not model.is_dir():
-        raise RunDirError(
-            f"{model}: the weights of this stage were not kept (retention.models: last), so the changed "
-            "evaluation plan cannot be measured on it. Use --new, or the plan it was measured with."
-        )
     if folder.done() is not None:
         folder.verify_model()
     loaded = open_model(model, stream.model)

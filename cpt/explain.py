@@ -1,5 +1,6 @@
 """Validation errors as a person reads them: place, value, what is allowed, the nearest name."""
 
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -10,21 +11,35 @@ from cpt.suggest import did_you_mean
 
 def explain(error: ValidationError, model: type[BaseModel], raw: Any) -> list[str]:
     """One line per problem: `stages.1.methods.0.ratio = 1.5: must be less than 1 (...)`."""
-    return [_line(problem, model, raw) for problem in error.errors(include_url=False)]
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False):
+        place, text = _line(problem | {"loc": _pasteable(problem["loc"])}, model, raw)
+        lines.setdefault(place, []).append(text)
+    # The branches of a union each give their reason for the same place.
+    return [f"{place}: {', or '.join(dict.fromkeys(texts))}" for place, texts in lines.items()]
 
 
-def _line(problem: Any, model: type[BaseModel], raw: Any) -> str:
+def _pasteable(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without pydantic's names for the branches of a union, which are no part of the YAML."""
+    return tuple(
+        part for part in path if isinstance(part, int) or not re.search(r"[\[\]]|^(constrained|function)-", part)
+    )
+
+
+def _line(problem: Any, model: type[BaseModel], raw: Any) -> tuple[str, str]:
     path = problem["loc"]
     owner, field = _owner(path, model, raw)
     place = ".".join(str(part) for part in path) or "stream"
     kind, known = problem["type"], owner.model_fields if owner else {}
     if kind == "extra_forbidden":
         hint = did_you_mean(path[-1], known)
-        return f"{place} = {_short(problem['input'])}: unknown key.{hint} Known keys: {', '.join(known)}."
+        return f"{place} = {_short(problem['input'])}", f"unknown key.{hint} Known keys: {', '.join(known)}."
     if kind == "missing":
-        return f"{place}: is required{_described(known.get(field))}."
+        return place, f"is required{_described(known.get(field))}."
     text = problem["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-    return f"{place} = {_short(problem['input'])}: {text}{_described(known.get(field))}"
+    if kind == "string_pattern_mismatch":
+        text = "may hold letters, digits, _ and -, and starts with a letter or digit"
+    return f"{place} = {_short(problem['input'])}", f"{text}{_described(known.get(field))}"
 
 
 def _owner(path: tuple[Any, ...], model: type[BaseModel], raw: Any) -> tuple[type[BaseModel] | None, str]:

@@ -20,8 +20,8 @@ def export(run: Run, stage: str, to: Path) -> Path:
         raise RunDirError(f"{folder.path}: has no model of its own to export (the base, or a stage not finished)")
     if not folder.model.is_dir():
         raise RunDirError(f"{folder.model}: the weights were not kept (retention.models: last)")
-    if to.exists() and any(to.iterdir()):
-        raise RunDirError(f"{to}: is not empty; name a new folder")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunDirError(f"{to}: is a file, or not empty; name a new folder")
     folder.verify_model()
     shutil.copytree(folder.model, to, dirs_exist_ok=True)
     (to / "README.md").write_text(model_card(run, folder), encoding="utf-8")
@@ -30,7 +30,8 @@ def export(run: Run, stage: str, to: Path) -> Path:
 
 def model_card(run: Run, folder: StageDir) -> str:
     """What the model is, what it was trained on, stage by stage, what it scores, how to load it."""
-    upto = [path for path in run.stages() if path.path.name <= folder.path.name]
+    stages = run.stages()
+    upto = stages[: 1 + [path.path for path in stages].index(folder.path)]
     base = (run.stage(0, "base").record() or {}).get("model", "?")
     header = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [cpt]", "---"]
     lines = [*header, "", f"# {run.name}, after stage {folder.path.name}", "", f"Base model: {base}", ""]
@@ -50,7 +51,7 @@ def model_card(run: Run, folder: StageDir) -> str:
     ]
     for name, measures in folder.results().items():
         lines += [_score_line(name, measure, result) for measure, result in measures.items()]
-    libraries = ", ".join(f"{name} {version}" for name, version in run.info["libraries"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in (folder.done() or run.info)["libraries"].items())
     lines += ["", f"Made with {libraries}.", "", "## Load it", "", "```python"]
     lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     lines += ['model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")']

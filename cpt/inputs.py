@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cpt.config import Stage, Stream
+from cpt.config import BATCH_DEFAULTS, Stage, Stream, source_fields
 from cpt.data.overlap import overlap
 from cpt.data.sources import Loaded, load, load_all, wrong_kind
 from cpt.errors import DataError
@@ -25,6 +25,15 @@ _WATCHING = {
     "project",
     "disable_tqdm",
     "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "skip_memory_metrics",
+    "include_num_input_tokens_seen",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
     "save_steps",
     "save_total_limit",
     "dataloader_num_workers",
@@ -124,10 +133,12 @@ def _say_overlap(stream: Stream, plan: Plan, overlaps: list[dict[str, int]], say
 
 
 def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: dict[str, Loaded], seed: int) -> str:
+    # Rows stand in it by their hash, whatever file they came from; a method that is absent does not stand in it.
+    methods_as_set = [m.model_dump(mode="json", exclude=set(source_fields(m))) for m in stage.methods if m.active]
     content = {
         "parent": parent,
-        "stage": stage.model_dump(mode="json", exclude={"test", "training", "data"}),
-        "training": {k: v for k, v in stream.training_of(stage).items() if k not in _WATCHING},
+        "stage": [stage.name, stage.kind, methods_as_set],
+        "training": {k: v for k, v in (BATCH_DEFAULTS | stream.training_of(stage)).items() if k not in _WATCHING},
         "prompt": stream.evaluation.prompt,
         "data": rows.fingerprint,
         "method_data": [part.fingerprint for part in methods.values()],

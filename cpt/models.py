@@ -38,7 +38,7 @@ def base_folder(spec: ModelSpec) -> Path:
 def base_identity(stream: Stream) -> dict[str, Any]:
     """What the base is: hashes of a folder's files (or the commit of a hub snapshot), dtype, tokenizer."""
     folder = base_folder(stream.model)
-    if folder.parent.name == "snapshots":
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):  # the Hub's cache
         files: Any = {"repository": stream.model.path, "commit": folder.name}
     else:
         files = _hashes(folder)
@@ -52,7 +52,7 @@ def base_identity(stream: Stream) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    kinds = (".json", ".safetensors", ".model", ".jinja", ".txt")
+    kinds = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
     return {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.suffix in kinds}
 
 
@@ -101,3 +101,5 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint that AutoModelForCausalLM and AutoTokenizer load where cpt is not installed."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600: others could read everything but the weights

@@ -76,7 +76,8 @@ class StageDir:
         save_model(aside)
         sync_tree(aside)
         aside.rename(self.model)
-        done = {"identity": identity, "finished": _now(), "model": folder_hashes(self.model), "facts": facts}
+        done = {"identity": identity, "finished": _now(), "libraries": libraries(), "facts": facts}
+        done["model"] = folder_hashes(self.model)
         write_json(self.path / "DONE", done)
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -148,8 +149,8 @@ class Run:
 
     def stages(self) -> list[StageDir]:
         """Folders of the stream's stages in order, superseded ones left out."""
-        found = (self.path / "stages").glob("[0-9][0-9]_*")
-        return [StageDir(path) for path in sorted(found) if ".superseded-" not in path.name]
+        found = [path for path in (self.path / "stages").glob("[0-9]*_*") if ".superseded-" not in path.name]
+        return [StageDir(path) for path in sorted(found, key=lambda path: int(path.name.partition("_")[0]))]
 
     def find(self, stage: str) -> StageDir:
         """A stage by number or name. Raises RunDirError naming what there is."""
@@ -162,7 +163,8 @@ class Run:
 
     def supersede(self, folder: StageDir) -> Path:
         """Rename a stage's folder out of the way; nothing in it is lost."""
-        number = 1 + len(list(folder.path.parent.glob(f"{folder.path.name}.superseded-*")))
+        earlier = folder.path.parent.glob(f"{folder.path.name}.superseded-*")
+        number = 1 + max((int(path.name.rpartition("-")[2]) for path in earlier), default=0)
         target = folder.path.with_name(f"{folder.path.name}.superseded-{number}")
         folder.path.rename(target)
         return target

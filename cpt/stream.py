@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def run(
             for here in planned[1:]:
                 if not here.finished:
                     check_ahead(stream, inputs, here.index - 1)
-            _supersede(found, planned, say)
+            _refuse_lost_parent(planned)
+            redone = _supersede(found, planned, say)
+            _say_plan(found, planned, redone, say)
             _go(stream, found, inputs, planned, say, stop)
     say(f"done: {found.path}")
     return found
@@ -86,7 +89,7 @@ def measure_again(run: Run, stream: Stream, say: Say = print) -> None:
     with quiet(), stop_requests() as stop, readable_disk_errors(run.path), run.lock():
         inputs = read_inputs(stream, say)
         planned = _planned(stream, run, inputs)
-        _require_same(run, planned)
+        _require_same(stream, run, planned)
         _go(stream, run, inputs, [here for here in planned if here.finished], say, stop)
 
 
@@ -99,7 +102,8 @@ def _go(stream: Stream, run: Run, inputs: Inputs, planned: list[Planned], say: S
         if stop():
             raise stop.error(f"after stage {here.name!r} was finished")
         evaluate(inputs.evaluation, here.folder, here.model(stream), here.identity, stream, inputs.tokenizer, say, stop)
-        write_json(run.path / "matrix.json", matrix(stream, run, [p.folder for p in planned[: here.index + 1]]))
+        measured = [p.folder for p in planned if p.finished and p.folder.eval_done()]
+        write_json(run.path / "matrix.json", matrix(stream, run, measured))
         if stream.retention.models == "last" and parent is not None and parent.stage:
             # The parent is trained from and measured: its weights may go.
             shutil.rmtree(parent.folder.model, ignore_errors=True)
@@ -132,9 +136,13 @@ def _make(stream: Stream, inputs: Inputs, here: Planned, parent: Planned | None,
 
 def _require_space(stream: Stream, here: Planned) -> None:
     """A stage writes its model once, and per checkpoint the model and two moments of optimizer state."""
+    assert here.stage is not None
     weights = sum(file.stat().st_size for file in base_folder(stream.model).glob("*.safetensors"))
-    kept = int(stream.training_of(here.stage).get("save_total_limit") or 2) if here.stage else 0
-    require_space(here.folder.path, weights * (1 + 3 * (kept + 1)), f"stage {here.name!r}")
+    training = stream.training_of(here.stage)
+    # One more than are kept: the older goes after the newer is sealed. A short stage writes one, if it is stopped.
+    short = 0 < training.get("max_steps", 0) <= training.get("save_steps", 500)
+    checkpoints = 1 if short else (training.get("save_total_limit") or 2) + 1
+    require_space(here.folder.path, weights * (1 + 3 * checkpoints), f"stage {here.name!r}")
 
 
 def _open(stream: Stream, base: str, new: bool, run_dir: Any, say: Say) -> Run:
@@ -187,8 +195,18 @@ def _record(stream: Stream, here: StageInputs, parent: str) -> dict[str, Any]:
     }
 
 
-def _supersede(run: Run, planned: list[Planned], say: Say) -> None:
-    """Rename what the stream no longer contains, and say what is kept, redone and added."""
+def _refuse_lost_parent(planned: list[Planned]) -> None:
+    """Raise RunDirError, before anything is renamed, when a stage to train starts from weights that were not kept."""
+    for parent, here in pairwise(planned):
+        if not here.finished and parent.stage and parent.finished and not parent.folder.model.is_dir():
+            raise RunDirError(
+                f"{parent.folder.model}: stage {here.name!r} would start from these weights, which were not kept "
+                "(retention.models: last). Use --new to run the stream again from the base."
+            )
+
+
+def _supersede(run: Run, planned: list[Planned], say: Say) -> set[str]:
+    """Rename what the stream no longer contains; the names of stages that are made anew in its place."""
     wanted = {here.folder.path: here for here in planned}
     redone = set()
     for folder in run.stages():
@@ -198,6 +216,11 @@ def _supersede(run: Run, planned: list[Planned], say: Say) -> None:
             target = run.supersede(folder)
             redone |= {here.name} if here else set()
             say(f"{folder.path.name} belongs to another version of the stream: kept as {target.name}")
+    return redone
+
+
+def _say_plan(run: Run, planned: list[Planned], redone: set[str], say: Say) -> None:
+    """Which stages are kept, redone and added."""
     said = {True: "kept", False: "to do"}
     lines = [f"{p.name} {'redo' if p.name in redone else said[p.finished]}" for p in planned if p.stage]
     say(f"run {run.path}")
@@ -207,8 +230,10 @@ def _supersede(run: Run, planned: list[Planned], say: Say) -> None:
         say(f"stages: {', '.join(lines)}")
 
 
-def _require_same(run: Run, planned: list[Planned]) -> None:
+def _require_same(stream: Stream, run: Run, planned: list[Planned]) -> None:
     """Raise RunDirError unless every stage in the run is the stream's stage of that place, name and identity."""
+    if run.name != stream.name:
+        raise RunDirError(f"{run.path} is a run of stream {run.name!r}, not of {stream.name!r}")
     wanted = {here.folder.path: here.identity for here in planned}
     for folder in run.stages():
         record = folder.record()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt.config import Stage, Stream
-from cpt.data.sources import load_all
+from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError
 from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
@@ -54,9 +54,9 @@ def train_stage(
     training = stream.training_of(here.stage)
     settings = token_settings(training, stream.evaluation.prompt)
 
-    def load_tokens(sources: Sequence[Any], place: str, limit: int | None = None) -> "TokenRows":
-        rows = load_all(sources, stream.data_root, place, here.seed, limit).rows
-        return tokenise(rows, inputs.tokenizer, settings, place)
+    def load_tokens(rows: Sequence[Any] | Loaded, place: str, most: int | None = None) -> "TokenRows":
+        found = rows if isinstance(rows, Loaded) else _named(here, rows)
+        return tokenise(drawn(found, most, here.seed), inputs.tokenizer, settings, place)
 
     info = stage_info(stream, inputs.stages, number)
     data = StageData(load_tokens)
@@ -69,9 +69,16 @@ def train_stage(
     model = open_model(parent, stream.model)
     trained = train(model, inputs.tokenizer, data, info, methods, training, folder, stop, _progress(say))
     trained.facts |= {"rows": counts, "peak_gib": _peak_gib()}
-    for method in methods:
-        method.finish_stage(trained.model, info)
+    if not trained.stopped:
+        for method in methods:
+            method.finish_stage(trained.model, info)
     return trained
+
+
+def _named(here: StageInputs, sources: Sequence[Any]) -> Loaded:
+    """The rows of sources that a method names: read with the stage's inputs, so what is trained on was hashed."""
+    named = zip(here.stage.method_sources().values(), here.method_rows.values(), strict=True)
+    return next(rows for known, rows in named if known == sources)
 
 
 def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> StageInfo:
@@ -83,7 +90,7 @@ def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> St
         kind=here.stage.kind,
         seed=here.seed,
         batch_rows=stream.batch_rows(here.stage),
-        earlier=tuple((before.stage.name, tuple(before.stage.data)) for before in stages[:number]),
+        earlier=tuple((before.stage.name, before.rows) for before in stages[:number]),
     )
 
 

@@ -52,11 +52,43 @@ OWNED = {
     "chat_template_path": "say it under the stream's `tokenizer:`",
     "pad_token": "say it under the stream's `tokenizer:`",
     "eos_token": "a stage ends answers with the tokenizer's own end token",
+    "label_smoothing_factor": "TRL deprecates it, and it hides token losses from methods",
+    "accelerator_config": "rows are drawn by the stage's own seeded sampler",
+    "dataloader_in_order": "rows are drawn by the stage's own seeded sampler",
+    "enable_jit_checkpoint": "SIGTERM writes a checkpoint already",
+    "label_names": "the stage prepares its own rows",
+    "local_rank": "the launcher decides",
+    "debug": "tracks what only trainer evaluation and TPUs have",
+    "eval_delay": "measured after the stage by `evaluation`",
+    "per_device_eval_batch_size": "measured after the stage by `evaluation`",
+    "prediction_loss_only": "measured after the stage by `evaluation`",
+    "eval_do_concat_batches": "measured after the stage by `evaluation`",
+    "eval_use_gather_object": "measured after the stage by `evaluation`",
+    "eval_accumulation_steps": "measured after the stage by `evaluation`",
+    "include_for_metrics": "measured after the stage by `evaluation`",
+    "batch_eval_metrics": "measured after the stage by `evaluation`",
+    "metric_for_best_model": "measured after the stage by `evaluation`",
+    "greater_is_better": "measured after the stage by `evaluation`",
+    "bf16_full_eval": "measured after the stage by `evaluation`",
+    "fp16_full_eval": "measured after the stage by `evaluation`",
+    "hub_token": "export the stage you want with `cpt export`, then push that folder",
+    "hub_private_repo": "export the stage you want with `cpt export`, then push that folder",
+    "hub_model_id": "export the stage you want with `cpt export`, then push that folder",
+    "hub_strategy": "export the stage you want with `cpt export`, then push that folder",
+    "hub_always_push": "export the stage you want with `cpt export`, then push that folder",
+    "hub_revision": "export the stage you want with `cpt export`, then push that folder",
     "push_to_hub": "export the stage you want with `cpt export`, then push that folder",
 }
 
 # Zero or less of these would fail deep inside the trainer.
-_POSITIVE = {"per_device_train_batch_size", "gradient_accumulation_steps", "save_steps", "logging_steps"}
+_POSITIVE = {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "save_steps",
+    "logging_steps",
+    "max_length",
+    "pad_to_multiple_of",
+}
 
 _READ = """
 import dataclasses, json, sys
@@ -134,4 +166,4 @@ def _check_field(name: str, value: Any) -> tuple[str, Any]:
         checked = adapter.validate_python(value)
     except ValidationError:
         return f"must be of type {known()[name]}", value
-    return ("must be greater than 0" if name in _POSITIVE and checked <= 0 else ""), checked
+    return ("must be greater than 0" if name in _POSITIVE and checked is not None and checked <= 0 else ""), checked

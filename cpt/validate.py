@@ -8,7 +8,8 @@ from cpt.data.sources import load, wrong_kind
 from cpt.data.spec import Source
 from cpt.errors import DataError
 from cpt.methods import registry
-from cpt.resources import model_path
+from cpt.resources import BUNDLED_MODELS, model_path
+from cpt.suggest import did_you_mean
 
 
 def problems(stream: Stream) -> list[str]:
@@ -47,6 +48,14 @@ def _sources(stream: Stream) -> list[tuple[str, Source]]:
             found += [(f"stages.{i}.{key}.{k}", source) for k, source in enumerate(part)]
     general = stream.evaluation.general.items()
     return found + [(f"evaluation.general.{name}", source) for name, source in general]
+
+
+def unchecked(stream: Stream) -> list[str]:
+    """Names that only the Hub could confirm, with the bundled model's name where it is near."""
+    hub = [source.hub for _, source in _sources(stream) if source.hub and not (source.file and stream.data_root)]
+    if not Path(model_path(stream.model.path)).expanduser().is_dir():
+        hub.insert(0, f"model {stream.model.path}.{did_you_mean(stream.model.path, BUNDLED_MODELS)}")
+    return list(dict.fromkeys(hub))
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from eval_harness.sources import SourceError, fingerprint, read_rows
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows of one source and the hash of what was read (after `limit`, in order)."""
+    """Rows as recognised (after `limit`, in order), and their hash."""
 
     label: str
     rows: list[Row]
@@ -46,7 +46,7 @@ def load(source: Any, data_root: Path | None, place: str, seed: int = 0) -> Load
                 break
     if problems:
         raise DataError(*problems)
-    return Loaded(source.label, rows, fingerprint(picked))
+    return Loaded(source.label, rows, fingerprint(rows))  # as recognised: another mapping is other data
 
 
 def _limited(raw: Sequence[Mapping[str, Any]], limit: int | None, shuffle: bool, seed: int) -> list[Mapping[str, Any]]:
@@ -58,12 +58,8 @@ def _limited(raw: Sequence[Mapping[str, Any]], limit: int | None, shuffle: bool,
     return [raw[int(i)] for i in sorted(order)]
 
 
-def load_all(
-    sources: Sequence[Any], data_root: Path | None, place: str, seed: int = 0, limit: int | None = None
-) -> Loaded:
+def load_all(sources: Sequence[Any], data_root: Path | None, place: str, seed: int = 0) -> Loaded:
     """All sources of a stage as one list: whole, or by `count`, or in the proportion of their weights.
-
-    limit: draw at most this many rows (seeded) from the list.
 
     With weights an epoch holds as many rows as all sources together; a source is repeated or thinned (seeded)
     to its share. Raises DataError with every source's problems.
@@ -80,9 +76,12 @@ def load_all(
     rows = [row for part, n in zip(loaded, counts, strict=True) for row in _resized(part, n, seed)]
     label = " + ".join(part.label for part in loaded)
     marks = [f"{part.fingerprint} {n}" for part, n in zip(loaded, counts, strict=True)]
-    if limit is not None and limit < len(rows):
-        rows, marks = _resized(Loaded(label, rows, ""), limit, seed), [*marks, f"{limit} drawn by {seed}"]
     return Loaded(label, rows, hashlib.sha256("\n".join(marks).encode()).hexdigest())
+
+
+def drawn(part: Loaded, most: int | None, seed: int) -> list[Row]:
+    """The rows, or `most` of them drawn by the seed where there are more."""
+    return part.rows if most is None or most >= len(part.rows) else _resized(part, most, seed)
 
 
 def wrong_kind(kind: str, loaded: Loaded, place: str) -> list[str]:
@@ -113,5 +112,5 @@ def _counts(sources: Sequence[Any], sizes: list[int]) -> list[int]:
 def _resized(part: Loaded, count: int, seed: int) -> list[Row]:
     """`count` rows: whole copies first, then a seeded draw without repetition."""
     copies, rest = divmod(count, len(part.rows))
-    drawn = np.random.default_rng([seed, 1]).permutation(len(part.rows))[:rest]
-    return part.rows * copies + [part.rows[i] for i in sorted(drawn.tolist())]
+    picked = np.random.default_rng([seed, 1]).permutation(len(part.rows))[:rest]
+    return part.rows * copies + [part.rows[i] for i in sorted(picked.tolist())]

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 
+from cpt.data.sources import Loaded
 from cpt.data.tokens import TokenRows
 from cpt.errors import DataError
 
@@ -16,11 +17,13 @@ TASK = "task"
 class StageData:
     """What a stage trains on. The task rows are the primary source and take what quotas leave over.
 
-    load:   (sources, place for errors, most rows or None) -> token rows, under the stage's settings.
+    load:   (rows, place for errors, most rows or None) -> token rows, under the stage's settings. The rows are
+            the sources that a method names in its fields, or an entry of `StageInfo.earlier`: both were read and
+            hashed before the first stage began.
     quotas: rows of each added source in every effective batch, exact through epoch ends and resume.
     """
 
-    load: Callable[[Sequence[Any], str, int | None], TokenRows]
+    load: Callable[[Sequence[Any] | Loaded, str, int | None], TokenRows]
     sources: dict[str, TokenRows] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
 

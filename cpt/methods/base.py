@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step, Tensors
 
@@ -38,7 +39,7 @@ class Term:
 class StageInfo:
     """What a method may know of the stage it works in.
 
-    seed is the stage's own; `earlier` holds the sources of the stages before it as (name, sources).
+    seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows).
     `batch_rows` is the size of the effective batch (per device x accumulation x ranks).
     """
 
@@ -48,7 +49,7 @@ class StageInfo:
     seed: int
     batch_rows: int
     world: int = 1
-    earlier: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    earlier: tuple[tuple[str, "Loaded"], ...] = ()
 
 
 class Method(BaseModel):

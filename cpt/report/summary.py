@@ -27,7 +27,9 @@ def as_json(runs: Sequence[Path]) -> dict[str, Any]:
 def facts(run: Path) -> dict[str, Any]:
     """What each finished stage's record says: steps, seconds, tokens, memory, trained share, its methods."""
     found = {}
-    for file in sorted((run / "stages").glob("[0-9][0-9]_*/DONE")):
+    for file in sorted(
+        (run / "stages").glob("[0-9]*_*/DONE"), key=lambda file: int(file.parent.name.partition("_")[0])
+    ):
         if ".superseded-" not in file.parent.name:
             found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))["facts"]
     return found
@@ -39,12 +41,12 @@ def primary(matrix: dict[str, Any], name: str) -> str | None:
 
 
 def table(matrix: dict[str, Any]) -> list[list[str]]:
-    """Header and one line per stage: every set by its primary measure, then the general average."""
+    """Header and one line per stage: every set by its primary measure, then the average of the general shares."""
     names = [name for name in [*matrix["tasks"], *matrix["general"]] if primary(matrix, name)]
     header = ["after stage", *names]
     general = _general_measure(matrix)
     if general:
-        header.append("general")
+        header.append("(general)")
     lines = [header]
     for row in matrix["rows"]:
         cells = [_cell(row["scores"].get(name, {}).get(primary(matrix, name))) for name in names]
@@ -81,18 +83,23 @@ def aligned(lines: list[list[str]], left: bool = False) -> str:
 
 
 def summary_lines(matrix: dict[str, Any]) -> list[str]:
-    """AP, BWT, FWT, forgetting and general difference of the shares, each with its formula."""
+    """AP, BWT, FWT, forgetting and general difference of the shares, by their formulas' names, in points."""
     lines = []
     for measure, found in matrix["summary"].items():
-        if measure not in ("exact_match", "choice_accuracy"):
+        metrics = [metric for metric in found.values() if isinstance(metric, dict)]
+        if measure not in ("exact_match", "choice_accuracy") or not metrics:
             continue
-        for name, metric in found.items():
-            if isinstance(metric, dict):
-                sign = "" if name == "average_performance" else "+"
-                value = f"{100 * metric['value']:{sign}.1f}" if metric["value"] is not None else "undefined"
-                why = f" ({metric['reason']})" if metric["reason"] else ""
-                lines.append(f"{name} of {measure}: {value}{why}   [{metric['formula']}]")
-    return lines
+        defined = [_metric(metric) for metric in metrics if metric["value"] is not None]
+        missing = [metric["formula"].split(" = ")[0] for metric in metrics if metric["value"] is None]
+        lines.append(f"{measure}: {', '.join(defined) or '-'}")
+        if missing:
+            lines.append(f"  undefined: {', '.join(missing)}")
+    return [*lines, "(formulas and reasons: matrix.json, summary)"] if lines else []
+
+
+def _metric(metric: dict[str, Any]) -> str:
+    name = metric["formula"].split(" = ")[0]
+    return f"{name} {100 * metric['value']:{'' if name == 'AP' else '+'}.1f}"
 
 
 def text(runs: Sequence[Path]) -> str:
@@ -102,14 +109,15 @@ def text(runs: Sequence[Path]) -> str:
     for name, matrix in matrices.items():
         parts += [name, aligned(table(matrix)), *summary_lines(matrix), ""]
     if len(matrices) > 1:
-        parts += ["side by side (exact match, %)", aligned(side_by_side(matrices))]
+        parts += ["general average after each stage, then AP and forgetting (exact match, %)"]
+        parts += [aligned(side_by_side(matrices))]
     return "\n".join(parts).rstrip()
 
 
 def side_by_side(matrices: dict[str, dict[str, Any]]) -> list[list[str]]:
     """One line per run: general average after each stage, then average performance and forgetting."""
     longest = max(matrices.values(), key=lambda matrix: len(matrix["rows"]))
-    header = ["run", *(f"general@{row['stage']}" for row in longest["rows"]), "AP", "forgetting"]
+    header = ["run", *(row["stage"] for row in longest["rows"]), "AP", "forgetting"]
     lines = [header]
     for matrix in matrices.values():
         found = matrix["summary"].get("exact_match", {})

@@ -108,8 +108,10 @@ def plug(trainer_class: type) -> type:
             self._armed = False
             if "attention_mask" not in inputs:  # TRL counts one packed row per micro-batch; here there are B
                 self._total_train_tokens += inputs["input_ids"].numel() - inputs["input_ids"].size(1)
-            if self._captured is None:
+            if not (self._weighers or self._adders):
                 return loss
+            if self._captured is None:
+                raise RuntimeError("the trainer's forward gave no token log-probabilities to weigh or add to")
             return loss + self._added(model, inputs, origin, row)
 
         def _added(self, model: Any, inputs: dict[str, Any], origin: Any, row: Any) -> torch.Tensor:
@@ -134,7 +136,10 @@ def plug(trainer_class: type) -> type:
             for method in self._adders:
                 for name, term in method.loss_terms(step).items():
                     value = term.weight * term.total / max(1.0, self._window[term.over])
-                    self._metrics["train"][f"{method.type}/{name}"].append(value.item())
+                    # TRL averages what is logged over micro-batches; a term is a sum over them, and over ranks.
+                    logged = self.accelerator.reduce(value.detach(), reduction="sum")
+                    whole = logged.item() * self.current_gradient_accumulation_steps
+                    self._metrics["train"][f"{method.type}/{name}"].append(whole)
                     added = added + value
             return added * self.accelerator.num_processes
 

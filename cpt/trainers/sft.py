@@ -149,8 +149,16 @@ def _facts(trainer: Any, methods: Sequence[Method], steps: int, seconds: float, 
         "optimizer_state_elements": state,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
+        "arguments": _plain(trainer.args.to_dict()),
         "methods": {getattr(method, "name", method.type): method.facts() for method in methods},
     }
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What JSON holds of the trainer's arguments, tokens and folders left out."""
+    simple = (bool, int, float, str, type(None))
+    own = {key: value for key, value in arguments.items() if isinstance(value, simple)}
+    return {key: value for key, value in own.items() if not key.endswith(("_token", "_dir")) and value == value}
 
 
 class _StageCallback(TrainerCallback):

@@ -78,7 +78,7 @@ class Lab:
 
         stop_after: ask for a stop once so many steps are logged; run again with the same `folder` to resume.
         """
-        from cpt.data.sources import load_all
+        from cpt.data.sources import drawn, load_all
         from cpt.data.tokens import tokenise
         from cpt.train_stage import fresh_methods
         from cpt.trainers.sft import token_settings, train
@@ -92,8 +92,8 @@ class Lab:
         )
         settings = token_settings(training, "auto")
 
-        def load(sources: Any, place: str, limit: int | None = None) -> Any:
-            return tokenise(load_all(sources, None, place, 0, limit).rows, self.tokenizer, settings, place)
+        def load(sources: Any, place: str, most: int | None = None) -> Any:
+            return tokenise(drawn(load_all(sources, None, place), most, 0), self.tokenizer, settings, place)
 
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)

@@ -243,6 +243,8 @@ def test_a_term_does_not_depend_on_accumulation(lab: Lab) -> None:
     whole = lab.stage(extra=[method], per_device_train_batch_size=4)
     parts = lab.stage(extra=[method], per_device_train_batch_size=1, gradient_accumulation_steps=4)
     assert distance(whole.after, parts.after) < 2e-5
+    logged = [[line["shrink/again"] for line in o.lines if "shrink/again" in line] for o in (whole, parts)]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
 
 
 def test_a_gradient_mask_is_exact_with_adamw_and_clipping(lab: Lab) -> None:
