@@ -70,17 +70,15 @@ def validate(
     resolved: Annotated[bool, typer.Option("--resolved", help="print the stream with every default")] = False,
 ) -> None:
     """Check a stream without loading a model: keys, values, files, columns, all problems at once."""
-    from cpt.config import Stream
-    from cpt.validate import json_schema, problems, unchecked
+    from cpt.config import read_raw
+    from cpt.validate import examine, json_schema, unchecked
 
     if schema:
         typer.echo(json.dumps(json_schema(), indent=1))
         return
     if stream is None:
         raise ConfigError("validate needs a stream: a YAML file or the name of a shipped recipe")
-    parsed = Stream.from_yaml(stream, overrides)
-    if found := problems(parsed):
-        raise ConfigError(*found)
+    parsed = examine(read_raw(stream, overrides))
     typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {len(parsed.stages)} stages, nothing wrong")
     for name in unchecked(parsed):
         typer.echo(f"not checked, a name on the Hub: {name}")

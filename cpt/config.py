@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from cpt import resources
 from cpt.data.spec import Name, Source, Sources, Strict, refuse
 from cpt.errors import ConfigError
-from cpt.explain import explain
+from cpt.explain import every_problem
 from cpt.methods import registry
 from cpt.methods.base import Method
 from cpt.suggest import did_you_mean
@@ -247,16 +247,7 @@ class Stream(Strict):
 
         Raises ConfigError with every problem found, each with its dotted path.
         """
-        file = resources.find_recipe(os.fspath(path))
-        try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not valid YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{file}: must be a mapping with name, model and stages. See docs/config.md.")
-        for text in overrides or []:
-            _override(raw, text)
-        return cls.parse(raw)
+        return cls.parse(read_raw(path, overrides))
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> "Stream":
@@ -264,7 +255,21 @@ class Stream(Strict):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise ConfigError(*explain(error, cls, raw)) from error
+            raise ConfigError(*every_problem(error, cls, raw)[0]) from error
+
+
+def read_raw(path: str | os.PathLike[str], overrides: list[str] | None = None) -> dict[str, Any]:
+    """The YAML file as a mapping, overrides applied, not validated yet. Raises ConfigError."""
+    file = resources.find_recipe(os.fspath(path))
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: must be a mapping with name, model and stages. See docs/config.md.")
+    for text in overrides or []:
+        _override(raw, text)
+    return raw
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

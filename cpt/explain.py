@@ -1,5 +1,6 @@
 """Validation errors as a person reads them: place, value, what is allowed, the nearest name."""
 
+import copy
 import re
 from typing import Any, get_args
 
@@ -8,15 +9,62 @@ from pydantic import BaseModel, ValidationError
 from cpt.methods import registry
 from cpt.suggest import did_you_mean
 
+STAND_IN = {"type": "replay", "ratio": 0}  # a method that is absent, in the place of one that cannot be read
 
-def explain(error: ValidationError, model: type[BaseModel], raw: Any) -> list[str]:
-    """One line per problem: `stages.1.methods.0.ratio = 1.5: must be less than 1 (...)`."""
+
+def every_problem(error: ValidationError, model: type[BaseModel], raw: Any) -> tuple[list[str], BaseModel | None]:
+    """One line per problem, `stages.1.methods.0.ratio = 1.5: must be less than 1 (...)`, and what is left without them.
+
+    Checks across fields only run on parts that parse. So what is wrong is taken out of a copy and the rest is
+    looked at again, until nothing new shows: the user hears of everything in one round. The second value is the
+    rest as a model, None where it cannot stand without what was wrong.
+    """
+    rest, lines, seen = copy.deepcopy(raw), list[str](), list[tuple[Any, ...]]()
+    while True:
+        found = [problem | {"loc": _pasteable(problem["loc"])} for problem in error.errors(include_url=False)]
+        fresh = [problem for problem in found if not any(_covers(problem["loc"], other) for other in seen)]
+        lines += _lines(fresh, model, rest)
+        for problem in fresh:
+            seen.append(problem["loc"])
+            _take_out(rest, problem["loc"])
+        if not fresh:
+            return lines, None
+        try:
+            return lines, model.model_validate(rest)
+        except ValidationError as again:
+            error = again
+
+
+def _lines(problems: list[Any], model: type[BaseModel], raw: Any) -> list[str]:
     lines: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False):
-        place, text = _line(problem | {"loc": _pasteable(problem["loc"])}, model, raw)
+    for problem in problems:
+        place, text = _line(problem, model, raw)
         lines.setdefault(place, []).append(text)
     # The branches of a union each give their reason for the same place.
     return [f"{place}: {', or '.join(dict.fromkeys(texts))}" for place, texts in lines.items()]
+
+
+def _covers(path: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether one path leads through the other: what is said of one is then said of both."""
+    n = min(len(path), len(other))
+    return path[:n] == other[:n]
+
+
+def _take_out(raw: Any, path: tuple[Any, ...]) -> None:
+    """Remove the value at a path; a method gives way to one that does nothing and a name to a new one, so that
+    numbers and references stay what they are."""
+    if "methods" in path and len(path) > (at := path.index("methods")) + 1:
+        path = path[: at + 2]
+    parents = [raw]
+    for part in path[:-1]:
+        parents.append(_step_into(parents[-1], part))
+    here, last = parents[-1], path[-1] if path else None
+    if isinstance(here, dict) and last == "name":
+        here["name"] = "-".join(["unnamed", *(str(part) for part in path if isinstance(part, int))])
+    elif isinstance(here, dict):
+        here.pop(last, None)
+    elif isinstance(here, list) and isinstance(last, int) and last < len(here) and "methods" in path:
+        here[last] = dict(STAND_IN)
 
 
 def _pasteable(path: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cpt.config import BATCH_DEFAULTS, Stage, Stream, source_fields
+from cpt.config import BATCH_DEFAULTS, EvalSource, Group, Stage, Stream, source_fields
 from cpt.data.overlap import overlap
 from cpt.data.sources import Loaded, load, load_all, wrong_kind
-from cpt.errors import DataError
+from cpt.errors import CptError, DataError
 from cpt.evaluation import Plan
 from cpt.models import base_identity, base_tokenizer
 from cpt.run_dir import digest
@@ -70,9 +70,15 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
     measured and how training is watched are no part of it. Raises DataError with every problem of the rows, or
     for an overlap where `evaluation.refuse_overlap` is on.
     """
-    tokenizer = base_tokenizer(stream)
-    read = _read_stages(stream)
-    plan = _evaluation_plan(stream, tokenizer)
+    problems: list[str] = []
+    read, sets = _read_stages(stream, problems), _read_sets(stream, problems)
+    try:
+        tokenizer = base_tokenizer(stream)
+    except CptError as error:
+        problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    plan = Plan.of(sets, stream.evaluation, tokenizer)
     overlaps = [_overlap(plan, [rows, *methods.values()]) for rows, methods in read]
     _say_overlap(stream, plan, overlaps, say)
     base = parent = digest(base_identity(stream))
@@ -84,8 +90,9 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
     return Inputs(tokenizer, plan, base, stages)
 
 
-def _read_stages(stream: Stream) -> list[tuple[Loaded, dict[str, Loaded]]]:
-    found, problems = [], []
+def _read_stages(stream: Stream, problems: list[str]) -> list[tuple[Loaded, dict[str, Loaded]]]:
+    """Every stage's rows and those its methods name; what is wrong is added to `problems`."""
+    found = []
     for i, stage in enumerate(stream.stages):
         seed = stage_seed(stream.seed, i + 1, stage.name)
         try:
@@ -95,22 +102,19 @@ def _read_stages(stream: Stream) -> list[tuple[Loaded, dict[str, Loaded]]]:
             found.append((rows, {key: load_all(part, stream.data_root, key, seed) for key, part in named.items()}))
         except DataError as error:
             problems += error.problems
-    if problems:
-        raise DataError(*problems)
     return found
 
 
-def _evaluation_plan(stream: Stream, tokenizer: Any) -> Plan:
-    problems, sets = [], {}
+def _read_sets(stream: Stream, problems: list[str]) -> dict[str, tuple[Group, EvalSource, Loaded]]:
+    """Everything that is measured, by name; what is wrong is added to `problems`."""
+    sets = {}
     for name, (group, source) in stream.eval_sources().items():
         place = f"evaluation.general.{name}" if group == "general" else f"stages.{name}.test"
         try:
             sets[name] = (group, source, load(source, stream.data_root, place, stream.seed))
         except DataError as error:
             problems += error.problems
-    if problems:
-        raise DataError(*problems)
-    return Plan.of(sets, stream.evaluation, tokenizer)
+    return sets
 
 
 def _overlap(plan: Plan, parts: list[Loaded]) -> dict[str, int]:

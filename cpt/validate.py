@@ -3,13 +3,30 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cpt.config import Stream
 from cpt.data.sources import load, wrong_kind
 from cpt.data.spec import Source
-from cpt.errors import DataError
+from cpt.errors import ConfigError, DataError
+from cpt.explain import every_problem
 from cpt.methods import registry
 from cpt.resources import BUNDLED_MODELS, model_path
 from cpt.suggest import did_you_mean
+
+
+def examine(raw: dict[str, Any]) -> Stream:
+    """Validate a raw stream with its files and rows. Raises ConfigError with every problem of all three at once."""
+    try:
+        stream = Stream.model_validate(raw)
+        found = problems(stream)
+    except ValidationError as error:
+        found, rest = every_problem(error, Stream, raw)
+        if isinstance(rest, Stream):
+            found += [line for line in problems(rest) if line not in found]
+    if found:
+        raise ConfigError(*found)
+    return stream
 
 
 def problems(stream: Stream) -> list[str]:

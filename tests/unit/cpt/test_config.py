@@ -17,7 +17,7 @@ from cpt import trainer_fields
 from cpt.config import Stream
 from cpt.errors import ConfigError
 from cpt.resources import bundled
-from cpt.validate import json_schema, problems
+from cpt.validate import examine, json_schema, problems
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
@@ -56,6 +56,33 @@ def test_every_error_at_once_each_with_its_place_and_a_way_out() -> None:
         line = next((line for line in found.split("\n") if line.startswith(place)), None)
         assert line is not None, f"{place!r} not in:\n{found}"
         assert hint in line
+
+
+def test_one_round_tells_fields_what_hangs_together_and_files(tmp_path: Path) -> None:
+    """A misspelt key must not hide a ratio that does not fit, nor that a missing file, nor that a row."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "no answer"}')
+    raw = small(naem="x", data_root=str(tmp_path))
+    raw["stages"][0]["methods"] = [{"type": "replai"}, {"type": "hft", "ratio": "half"}]
+    raw["stages"][1]["methods"][0] |= {"ratio": 0.3, "earlier": ["on"]}
+    raw["stages"].append({"name": "one", "data": {"file": "rows.jsonl"}})
+    raw["stages"].append({"name": "four", "data": {"file": "row.jsonl"}, "test": {"task": "tiny_world/sum"}})
+    with pytest.raises(ConfigError) as caught:
+        examine(raw)
+    found = "\n".join(caught.value.problems)
+    for part in (
+        *("naem = 'x': unknown key", "stages.0.methods.0.type = 'replai'", "stages.0.methods.1.ratio = 'half'"),
+        *("stages.1.methods.0.ratio = 0.3: of 8 rows", "stages.1.methods.0.earlier", "stages.2.name = 'one': is taken"),
+        *("stages.2.data.0 (rows.jsonl) row 0: row without an answer", "stages.3.data.0.file", "stages.3.test.task"),
+    ):
+        assert part in found, f"{part!r} not in:\n{found}"
+    assert len(caught.value.problems) == 9
+
+
+def test_the_branches_of_a_union_are_one_problem_at_a_place_that_pastes() -> None:
+    raw = small()
+    raw["stages"][1]["methods"][0]["earlier"] = True
+    (line,) = refused(raw)
+    assert line.startswith("stages.1.methods.0.earlier = True: ")
 
 
 def test_the_place_of_an_error_pastes_into_an_override(tmp_path: Path) -> None:
