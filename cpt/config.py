@@ -309,6 +309,8 @@ def _child(here: Any, key: str, path: str, text: str) -> Any:
     if key == "0" and here.keys() & {"hub", "file", "task", "rows"}:
         return here  # one source given without its list: errors call it number 0
     if here.get(key) is None:
+        if key in ("stages", "methods"):
+            raise ConfigError(f"override {text!r}: there are no {path}, so nothing of them can be set")
         here[key] = {}
     elif key == "model" and isinstance(here[key], str):
         here[key] = {"path": here[key]}

@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
     import datasets
     from transformers.utils import logging
 
-    had_bars = logging.is_progress_bar_enabled()
+    had_bars, mapping_bars = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     filters = {name: _unless(text) for name, text in LOGGED.items()}
@@ -41,7 +41,8 @@ def quiet() -> Iterator[None]:
     finally:
         for name, keep in filters.items():
             getLogger(name).removeFilter(keep)
-        datasets.enable_progress_bars()
+        if mapping_bars:
+            datasets.enable_progress_bars()
         if had_bars:
             logging.enable_progress_bar()
 

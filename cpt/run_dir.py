@@ -43,7 +43,6 @@ class StageDir:
 
     model = property(lambda self: self.path / "model")
     eval = property(lambda self: self.path / "eval")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
 
     def record(self) -> dict[str, Any] | None:

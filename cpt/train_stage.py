@@ -66,6 +66,7 @@ def train_stage(
         method.prepare_data(data, info)
     counts = {name: rows.counts for name, rows in data.sources.items()}
     _say_counts(counts, say)
+    _reset_peak()
     model = open_model(parent, stream.model)
     trained = train(model, inputs.tokenizer, data, info, methods, training, folder, stop, _progress(say))
     trained.facts |= {"rows": counts, "peak_gib": _peak_gib()}
@@ -134,8 +135,16 @@ def _progress(say: Say) -> Callable[[dict[str, Any]], None]:
     return show
 
 
+def _reset_peak() -> None:
+    """Forget the device's peak of earlier stages; that of a process on the CPU cannot be reset."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _peak_gib() -> float:
-    """Peak memory of this process so far: the device's where there is one, else resident."""
+    """Peak memory: the device's in this stage where there is one, else this process's resident peak so far."""
     import resource
 
     import torch

@@ -167,7 +167,7 @@ def _answer(row: Mapping[str, Any], names: Sequence[str]) -> str:
     for name in names:
         if row.get(name) is not None:
             return _string(row, name, "answer")
-    raise RowError(f"row without an answer: none of {', '.join(names)} ({_found(row)}). {_use_fields()}")
+    raise RowError(f"row without an answer: no {' or '.join(names)} ({_found(row)}). {_use_fields()}")
 
 
 def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:

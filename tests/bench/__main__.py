@@ -95,6 +95,20 @@ def write(out: Path, figures: list[Figure], repeats: int, load: dict[str, tuple[
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page(record["measured"], table(figures), out.name), encoding="utf-8")
+
+
+def page(measured: str, shown: str, data: str) -> str:
+    """The table as a page beside its data."""
+    return f"""# What it costs
+
+Made by `make bench` on {measured[:10]}: interleaved pairs, medians of ratios within one run, 95 % bootstrap intervals.
+All samples, the machine and the versions are in [{data}]({data}). A shared machine is noisy: no test asserts a time.
+
+```
+{shown}
+```
+"""
 
 
 def processor() -> str:

@@ -117,7 +117,7 @@ def test_every_file_and_every_stage_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"instruction": "a", "answr": "b"}, "row without an answer: none of answer, output, response"),
+        ({"instruction": "a", "answr": "b"}, "row without an answer: no answer or output or response"),
         ({"prompt": "a"}, "row without an answer: it has a prompt and no `completion`"),
         ({"prompt": "a", "completion": ""}, "row with an empty answer"),
         ({"question": "a", "answer": None}, "row without an answer"),

@@ -70,7 +70,7 @@ def test_fields_map_and_win_over_the_rows_own_names():
         ({"q": "a", "r": "b"}, None, "fields found: q, r.*Known: .*fields:"),
         ({}, None, "fields found: none"),
         ({"question": "a"}, None, "without an answer"),
-        ({"instruction": "a", "input": "b"}, None, "without an answer: none of answer, output, response"),
+        ({"instruction": "a", "input": "b"}, None, "without an answer: no answer or output or response"),
         ({"prompt": "a"}, None, "no `completion`"),
         ({"question": "a", "answer": " "}, None, "empty answer"),
         ({"prompt": "a", "completion": ""}, None, "empty answer"),
