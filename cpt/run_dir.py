@@ -203,7 +203,8 @@ def libraries() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where the run was made; host names stay out of it."""
-    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), "system": system, "cores": os.cpu_count()}
 
 
 def _now() -> str:
