@@ -79,7 +79,9 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
     if problems:
         raise DataError(*problems)
     plan = Plan.of(sets, stream.evaluation, tokenizer)
-    overlaps = [_overlap(plan, [rows, *methods.values()]) for rows, methods in read]
+    # What a stage trains on, the rows its methods name included.
+    trained = ([row for part in (rows, *methods.values()) for row in part.rows] for rows, methods in read)
+    overlaps = [overlap(plan.rows(), rows) for rows in trained]
     _say_overlap(stream, plan, overlaps, say)
     base = parent = digest(base_identity(stream))
     stages = []
@@ -115,12 +117,6 @@ def _read_sets(stream: Stream, problems: list[str]) -> dict[str, tuple[Group, Ev
         except DataError as error:
             problems += error.problems
     return sets
-
-
-def _overlap(plan: Plan, parts: list[Loaded]) -> dict[str, int]:
-    """Test set -> how many of its rows stand in the rows a stage trains on, those of its methods included."""
-    trained = [row for part in parts for row in part.rows]
-    return {name: n for name, rows in plan.rows().items() if (n := overlap(rows, trained))}
 
 
 def _say_overlap(stream: Stream, plan: Plan, overlaps: list[dict[str, int]], say: Say) -> None:

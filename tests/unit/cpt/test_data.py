@@ -80,7 +80,7 @@ def test_a_changed_row_changes_the_fingerprint() -> None:
 def test_overlap_is_counted_by_normalised_text() -> None:
     test = [canonical({"prompt": "Who?", "completion": "Me"}), canonical({"prompt": "New", "completion": "x"})]
     train = [canonical({"prompt": " who?", "completion": "ME "}), canonical({"question": "Where?", "answer": "Here"})]
-    assert overlap(test, train) == 1
+    assert overlap({"both": test, "new": test[1:]}, train) == {"both": 1}
 
 
 def test_only_the_answer_and_its_end_are_learned(tiny_tokenizer: Any) -> None:
