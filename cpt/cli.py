@@ -155,29 +155,50 @@ def _say(line: str) -> None:
 def _show(path: Path) -> None:
     from cpt.report.summary import text
 
-    typer.echo("")
-    typer.echo(text([path]))
+    if int(os.environ.get("RANK") or 0) == 0:  # the first process speaks for all
+        typer.echo("")
+        typer.echo(text([path]))
 
 
 def main() -> None:
     """Entry point: problems become lines on standard error and an exit code."""
+    code = _exit_code()
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        _part(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
     try:
         app()
     except CptError as error:
-        for problem in error.problems:
+        for problem in () if error.elsewhere else error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        _stopped_at_once()
+        return _stopped_at_once()
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt, without a word
-            _stopped_at_once()
-        raise
+            return _stopped_at_once()
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
-def _stopped_at_once() -> None:
+def _stopped_at_once() -> int:
     print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
-    sys.exit(130)
+    return 130
+
+
+def _part(code: int) -> None:
+    """Leave the other processes of a launch without the interpreter's own end: a thread of gloo may abort that."""
+    import torch.distributed as dist
+
+    if code == 0 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

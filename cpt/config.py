@@ -22,14 +22,17 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from cpt import resources
+from cpt.adapters.spec import StageAdapter, adapter_problems
 from cpt.data.spec import Name, Source, Sources, Strict, refuse
 from cpt.errors import ConfigError
 from cpt.explain import every_problem
 from cpt.methods import registry
 from cpt.methods.base import Method
+from cpt.rewards.spec import StageReward, label
 from cpt.suggest import did_you_mean
-from cpt.trainer_fields import check_training
+from cpt.trainer_fields import check_shared, check_training, fitting
 
+Kind = Literal["sft", "pretrain", "rft"]
 Group = Literal["task", "general"]
 Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
 
@@ -86,20 +89,56 @@ def source_fields(method: Method) -> list[str]:
     return [key for key, v in values.items() if isinstance(v, list) and v and isinstance(v[0], Source)]
 
 
+class KL(Strict):
+    """What keeps a policy near a reference while it is rewarded: TRL's per-token KL (the k3 estimator)."""
+
+    to: Literal["off", "base", "previous"] = Field("off", description="base: stage 0; previous: the stage's start")
+    weight: float = Field(0.04, gt=0, description="TRL's beta")
+
+
+def _as_kl(value: Any) -> Any:
+    if value is False:  # YAML 1.1 reads `off` as false
+        value = "off"
+    return {"to": value} if isinstance(value, str) else value
+
+
 class Stage(Strict):
     """One step of the stream: what is trained on, how, with which methods, and what measures it."""
 
     name: Name
-    kind: Literal["sft", "pretrain"] = Field("sft", description="sft: prompts and answers; pretrain: text")
+    kind: Kind = Field("sft", description="sft: prompts and answers; pretrain: text; rft: prompts and rewards")
     data: Sources
     test: EvalSource | None = Field(None, description="held-out rows: the stage's column of the matrix")
     methods: list[AnyMethod] = Field([], description="techniques that compose; see `docs/methods`")
-    training: Annotated[dict[str, Any], AfterValidator(check_training)] = Field(
-        {}, description="any field of TRL's SFTConfig; wins over the stream's"
+    adapter: StageAdapter | None = Field(None, description="continue, new or merge_then_new; default: full weights")
+    rewards: list[StageReward] = Field([], description="rft: what a completion is worth; see docs/rewards.md")
+    kl: Annotated[KL, BeforeValidator(_as_kl, json_schema_input_type=str | KL)] = Field(
+        KL(), description="rft: off, base or previous"
+    )
+    training: dict[str, Any] = Field(
+        {}, description="any field of TRL's SFTConfig (rft: GRPOConfig); wins over the stream's"
     )
 
     @model_validator(mode="after")
-    def _methods_fit(self) -> "Stage":
+    def _arguments_fit(self) -> "Stage":
+        try:
+            checked = check_training(self.training, self.kind)
+        except ValidationError as error:
+            refuse(*((("training", *e["loc"]), e["input"], e["msg"]) for e in error.errors()))
+        object.__setattr__(self, "training", checked)
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Stage":
+        found = self._method_problems() + self._reward_problems()
+        weighted = [source.weight is not None for source in self.data]
+        if any(weighted) and not all(weighted):
+            i = weighted.index(False)
+            found.append((("data", i, "weight"), None, "give every source of the stage a weight, or none"))
+        refuse(*found)
+        return self
+
+    def _method_problems(self) -> list[Problem]:
         found: list[Problem] = []
         for i, method in enumerate(self.methods):
             if self.kind not in method.kinds:
@@ -109,12 +148,20 @@ class Stage(Strict):
         if len(owners) > 1:
             names = " and ".join(self.methods[i].type for i in owners)
             found.append((("methods", owners[1]), names, "both decide what is trained: keep one"))
-        weighted = [source.weight is not None for source in self.data]
-        if any(weighted) and not all(weighted):
-            i = weighted.index(False)
-            found.append((("data", i, "weight"), None, "give every source of the stage a weight, or none"))
-        refuse(*found)
-        return self
+        return found
+
+    def _reward_problems(self) -> list[Problem]:
+        if self.kind != "rft":
+            given = [("rewards", self.rewards), ("kl", None if self.kl == KL() else self.kl.to)]
+            return [((key,), v, f"means nothing in a {self.kind} stage, only in kind: rft") for key, v in given if v]
+        if not self.rewards:
+            return [(("rewards",), [], "an rft stage needs at least one: exact_match, numeric, format or a path")]
+        labels = [label(reward) for reward in self.rewards]
+        return [
+            (("rewards", i), name, "is listed twice: logs tell rewards apart by name, give one a `name:`")
+            for i, name in enumerate(labels)
+            if name in labels[:i]
+        ]
 
     def method_sources(self) -> dict[str, list[Source]]:
         """The sources that active methods name in their fields, by place: `methods.0.general` -> sources."""
@@ -133,6 +180,8 @@ class ModelSpec(Strict):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = Field(None, description="sdpa, eager, flash_attention_2, ...")
+    adapter: str | None = Field(None, description="folder or hub name of a PEFT LoRA that the stream starts from")
+    quantization: Literal["4bit", "8bit"] | None = Field(None, description="weights by bitsandbytes, under LoRA")
     trust_remote_code: bool = Field(False, description="runs code of the model's author; off unless you say so")
 
 
@@ -164,6 +213,7 @@ class Retention(Strict):
     checkpoints: bool = Field(False, description="keep the trainer's checkpoints of finished stages")
 
 
+GROUP_SIZE = 8  # completions per prompt: TRL's default of num_generations
 BATCH_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # TRL's
 
 
@@ -176,8 +226,11 @@ class Stream(Strict):
     seed: int = Field(0, ge=0, description="every stage derives its own from it")
     data_root: Path | None = Field(None, description="folder that `file:` sources are relative to")
     output_dir: Path = Field(Path("runs"), description="where run directories are made")
-    training: Annotated[dict[str, Any], AfterValidator(check_training)] = Field(
-        {}, description="fields of TRL's SFTConfig for every stage"
+    processes: int | None = Field(
+        None, gt=0, description="processes the stream is made for; another launch is refused; default: any"
+    )
+    training: Annotated[dict[str, Any], AfterValidator(check_shared)] = Field(
+        {}, description="fields of TRL's SFTConfig or GRPOConfig for every stage that has them"
     )
     stages: list[Stage] = Field([], description="in order; none: only the base is measured")
     evaluation: Evaluation = Evaluation()
@@ -192,9 +245,15 @@ class Stream(Strict):
                 found.append((("stages", i, "name"), name, "is taken: every stage needs a name of its own"))
             if name in self.evaluation.general:
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
+        found += adapter_problems(self.stages, self.model)
+        kinds = {stage.kind for stage in self.stages}
+        for name, value in self.training.items() if kinds else ():
+            if not any(fitting({name: value}, kind) for kind in kinds):
+                found.append((("training", name), value, "no stage of this stream has such an argument"))
         for i, stage in enumerate(self.stages):
             found += self._method_problems(i, stage, names[:i])
             training = self.training_of(stage)
+            found += [(("stages", i, "training", *problem[0]), *problem[1:]) for problem in self._group_problems(stage)]
             if training.get("packing") and "max_length" in training and training["max_length"] is None:
                 place = ("stages", i, "training", "max_length")
                 found.append((place, None, "packing needs a length for its rows: give a number"))
@@ -213,21 +272,46 @@ class Stream(Strict):
                 if name in taken:
                     found.append(((*place, "name"), name, "is taken: rows that a method adds need a name of their own"))
                 taken[name] = quota
-        if not found and sum(taken.values()) >= rows:
+        if not found and stage.kind != "rft" and sum(taken.values()) >= rows:
             shares = " + ".join(f"{name} {quota}" for name, quota in taken.items() if quota)
             text = f"leave no room for task rows in an effective batch of {rows}: lower their ratios"
             found.append((("stages", i, "methods"), shares, text))
         return found
 
-    def training_of(self, stage: Stage) -> dict[str, Any]:
-        """The stage's trainer arguments over the stream's."""
-        return {**self.training, **stage.training}
+    def _group_problems(self, stage: Stage) -> list[Problem]:
+        """GRPO compares completions of one prompt: what is generated at a time must be whole groups of them."""
+        if stage.kind != "rft":
+            return []
+        training = BATCH_DEFAULTS | self.training_of(stage)
+        group, at_once = training.get("num_generations", GROUP_SIZE), training.get("generation_batch_size")
+        devices = training["per_device_train_batch_size"] * self.world
+        if group < 2:
+            return [(("num_generations",), group, "must be at least 2: a group's mean is its baseline")]
+        if at_once is not None and training.get("steps_per_generation") is not None:
+            return [(("generation_batch_size",), at_once, "give it or steps_per_generation, not both")]
+        steps = training.get("steps_per_generation") or training["gradient_accumulation_steps"]
+        parts = f"per_device_train_batch_size {training['per_device_train_batch_size']} x {self.world} processes"
+        if at_once is not None and at_once % devices:
+            return [(("generation_batch_size",), at_once, f"must be a multiple of {devices} ({parts})")]
+        if (whole := at_once or devices * steps) % group:
+            made = f"{parts} x {steps} steps per generation" if at_once is None else "generation_batch_size"
+            text = f"must divide the {whole} completions generated at a time ({made})"
+            return [(("num_generations",), group, text)]
+        return []
 
-    def batch_rows(self, stage: Stage, world: int = 1) -> int:
-        """Rows of one effective batch: per device x accumulation x processes."""
-        training = self.training_of(stage)
-        sizes = BATCH_DEFAULTS | training
-        return sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"] * world
+    @property
+    def world(self) -> int:
+        """How many processes share an effective batch: what `processes` says, else what was launched."""
+        return self.processes or int(os.environ.get("WORLD_SIZE") or 1)
+
+    def training_of(self, stage: Stage) -> dict[str, Any]:
+        """The stage's trainer arguments over those of the stream's that its kind has."""
+        return {**fitting(self.training, stage.kind), **stage.training}
+
+    def batch_rows(self, stage: Stage) -> int:
+        """Rows of one effective batch: per device x accumulation x processes. In rft rows are completions."""
+        sizes = BATCH_DEFAULTS | self.training_of(stage)
+        return sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"] * self.world
 
     def eval_sources(self) -> dict[str, tuple[Group, EvalSource]]:
         """Everything that is measured: name -> ("task" | "general", source), stages first."""
@@ -272,6 +356,10 @@ def read_raw(path: str | os.PathLike[str], overrides: list[str] | None = None) -
     return raw
 
 
+# Parts that one word may stand for -> the key that the word is the value of.
+SHORT = {"model": "path", "adapter": "mode", "kl": "to"}
+
+
 def _override(raw: dict[str, Any], text: str) -> None:
     """Set one dotted path of the raw mapping, e.g. stages.reverse.methods.0.ratio=0.25."""
     path, equals, value = text.partition("=")
@@ -301,7 +389,7 @@ def _value(value: str, text: str) -> Any:
 def _child(here: Any, key: str, path: str, text: str) -> Any:
     if isinstance(here, list):
         i = _index(here, key, path, text)
-        if isinstance(here[i], str) and re.fullmatch(r"stages\.[^.]+\.methods\.[^.]+", path):
+        if isinstance(here[i], str) and re.fullmatch(r"stages\.[^.]+\.(methods|rewards)\.[^.]+", path):
             here[i] = {"type": here[i]}
         if not isinstance(here[i], dict | list):
             raise ConfigError(f"override {text!r}: {path} is {here[i]!r}, which has no parts to set")
@@ -309,11 +397,11 @@ def _child(here: Any, key: str, path: str, text: str) -> Any:
     if key == "0" and here.keys() & {"hub", "file", "task", "rows"}:
         return here  # one source given without its list: errors call it number 0
     if here.get(key) is None:
-        if key in ("stages", "methods"):
+        if key in ("stages", "methods", "rewards"):
             raise ConfigError(f"override {text!r}: there are no {path}, so nothing of them can be set")
         here[key] = {}
-    elif key == "model" and isinstance(here[key], str):
-        here[key] = {"path": here[key]}
+    elif key in SHORT and isinstance(here[key], str):
+        here[key] = {SHORT[key]: here[key]}
     if not isinstance(here[key], dict | list):
         raise ConfigError(f"override {text!r}: {path} is {here[key]!r}, which has no parts to set")
     return here[key]

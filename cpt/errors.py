@@ -8,6 +8,7 @@ class CptError(Exception):
     """
 
     exit_code = 2
+    elsewhere = False  # a copy of what another process of the run raised, and says
 
     def __init__(self, *problems: str) -> None:
         self.problems = list(problems)

@@ -13,6 +13,7 @@ from cpt.config import EvalSource, Evaluation, Group, Stream
 from cpt.data.sources import Loaded
 from cpt.errors import DataError, RunDirError
 from cpt.models import open_model
+from cpt.processes import Processes
 from cpt.run_dir import StageDir, digest
 from cpt.signals import StopRequest
 from eval_harness.errors import Interrupted
@@ -89,38 +90,56 @@ def evaluate(
     tokenizer: Any,
     say: Callable[[str], None],
     stop: StopRequest,
+    processes: Processes,
 ) -> None:
-    """Measure what eval/DONE does not hold yet, commit it. Sets that were scored before come from the cache."""
-    done = folder.eval_done()
-    if done and done["plan"] == plan.id:
-        return
+    """Measure what eval/DONE does not hold yet, commit it. Sets that were scored before come from the cache.
+
+    With several processes each scores its part of the rows; the first one knows, asks and writes.
+    """
     began = time.perf_counter()
-    cache = folder.path.parents[2] / CACHE  # beside the runs that share it
-    # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
-    trained = folder.done()
-    about = [trained["model"] if trained else identity, stream.model.dtype, stream.model.attn_implementation]
-    files = {name: cache / f"{digest([*about, plan.ids[name]])}.json" for name in plan.sets}
-    results, missing = {}, []
-    for name, file in files.items():
-        found = _cached(file)
-        if found is None:
-            missing.append(name)
-        else:
-            results[name] = found
-    if missing and not model.is_dir():
+    known = processes.on_main(lambda: _known(plan, folder, identity, stream))
+    if known is None:
+        return
+    results, files = known
+    missing = [name for name in plan.sets if name not in results]
+    there = processes.on_main(model.is_dir)
+    if missing and not there:
         say(
             f"  the weights of {folder.path.name} were not kept (retention.models: last): {', '.join(missing)} left out"
         )
     elif missing:
-        results |= _measure(plan, missing, folder, model, stream, tokenizer, stop)
-        cache.mkdir(parents=True, exist_ok=True)
-        for name in missing:
-            write_json(files[name], results[name])
+        fresh = _measure(plan, missing, folder, model, stream, tokenizer, stop, processes)
+        results |= fresh
+        processes.on_main(lambda: _keep(fresh, files))
     facts = {"seconds": round(time.perf_counter() - began, 3), "measured": missing}
-    folder.commit_eval(plan.id, {name: results[name] for name in plan.sets if name in results}, facts)
+    held = {name: results[name] for name in plan.sets if name in results}
+    processes.on_main(lambda: folder.commit_eval(plan.id, held, facts))
     how = f"in {facts['seconds']:.1f} s" if missing else "already known"
     if plan.sets:
         say(f"  measured {folder.path.name} on {len(plan.sets)} sets {how}")
+
+
+def _known(
+    plan: Plan, folder: StageDir, identity: str, stream: Stream
+) -> tuple[dict[str, Any], dict[str, Path]] | None:
+    """Results from the cache and every set's file there; None when the evaluation is committed already."""
+    done = folder.eval_done()
+    if done and done["plan"] == plan.id:
+        return None
+    cache = folder.path.parents[2] / CACHE  # beside the runs that share it
+    # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
+    trained = folder.done()
+    spec = stream.model
+    about = [trained["model"] if trained else identity, spec.dtype, spec.attn_implementation, spec.quantization]
+    files = {name: cache / f"{digest([*about, plan.ids[name]])}.json" for name in plan.sets}
+    found = {name: _cached(file) for name, file in files.items()}
+    return {name: results for name, results in found.items() if results is not None}, files
+
+
+def _keep(results: dict[str, dict[str, Any]], files: dict[str, Path]) -> None:
+    for name, content in results.items():
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        write_json(files[name], content)
 
 
 def _measure(
@@ -131,9 +150,10 @@ def _measure(
     stream: Stream,
     tokenizer: Any,
     stop: StopRequest,
+    processes: Processes,
 ) -> dict[str, dict[str, Any]]:
     if folder.done() is not None:
-        folder.verify_model()
+        processes.on_main(folder.verify_model)
     loaded = open_model(model, stream.model)
     try:
         found = measure(
@@ -141,7 +161,8 @@ def _measure(
             tokenizer,
             [plan.sets[name] for name in names],
             batch_tokens=plan.batch_tokens,
-            should_stop=stop,
+            should_stop=stop.here,
+            shard=processes if processes.world > 1 else None,
         )
     except Interrupted as error:
         raise stop.error(f"while measuring {folder.path.name}") from error

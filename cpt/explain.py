@@ -9,7 +9,11 @@ from pydantic import BaseModel, ValidationError
 from cpt.methods import registry
 from cpt.suggest import did_you_mean
 
-STAND_IN = {"type": "replay", "ratio": 0}  # a method that is absent, in the place of one that cannot be read
+# In the place of an entry that cannot be read: a method that is absent, a reward of its own name.
+STAND_INS = {
+    "methods": lambda place: {"type": "replay", "ratio": 0},
+    "rewards": lambda place: {"type": "numeric", "name": f"unnamed-{place}"},
+}
 
 
 def every_problem(error: ValidationError, model: type[BaseModel], raw: Any) -> tuple[list[str], BaseModel | None]:
@@ -51,9 +55,10 @@ def _covers(path: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 def _take_out(raw: Any, path: tuple[Any, ...]) -> None:
-    """Remove the value at a path; a method gives way to one that does nothing and a name to a new one, so that
+    """Remove the value at a path; a method or reward gives way to a stand-in and a name to a new one, so that
     numbers and references stay what they are."""
-    if "methods" in path and len(path) > (at := path.index("methods")) + 1:
+    listed = next((part for part in path if part in STAND_INS), None)
+    if listed and len(path) > (at := path.index(listed)) + 1:
         path = path[: at + 2]
     parents = [raw]
     for part in path[:-1]:
@@ -63,8 +68,8 @@ def _take_out(raw: Any, path: tuple[Any, ...]) -> None:
         here["name"] = "-".join(["unnamed", *(str(part) for part in path if isinstance(part, int))])
     elif isinstance(here, dict):
         here.pop(last, None)
-    elif isinstance(here, list) and isinstance(last, int) and last < len(here) and "methods" in path:
-        here[last] = dict(STAND_IN)
+    elif isinstance(here, list) and isinstance(last, int) and last < len(here) and listed:
+        here[last] = STAND_INS[listed](last)
 
 
 def _pasteable(path: tuple[Any, ...]) -> tuple[Any, ...]:

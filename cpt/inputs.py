@@ -10,6 +10,7 @@ from cpt.data.sources import Loaded, load, load_all, wrong_kind
 from cpt.errors import CptError, DataError
 from cpt.evaluation import Plan
 from cpt.models import base_identity, base_tokenizer
+from cpt.rewards.spec import identity
 from cpt.run_dir import digest
 from cpt.seeds import stage_seed
 
@@ -38,6 +39,9 @@ _WATCHING = {
     "save_total_limit",
     "dataloader_num_workers",
     "dataloader_pin_memory",
+    "log_completions",
+    "num_completions_to_print",
+    "log_unique_prompts",
 }
 
 
@@ -144,4 +148,11 @@ def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: 
         "method_data": [part.fingerprint for part in methods.values()],
         "seed": seed,
     }
+    if stage.kind == "rft":
+        content["rewards"] = [
+            identity(reward, f"stages.{stage.name}.rewards.{i}") for i, reward in enumerate(stage.rewards)
+        ]
+        content["kl"] = stage.kl.model_dump() if stage.kl.to != "off" else None
+    if stage.adapter is not None:
+        content["adapter"] = stage.adapter.model_dump(mode="json")
     return digest(content)

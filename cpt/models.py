@@ -1,14 +1,34 @@
-"""The base model and its tokenizer: found, identified, repaired where the user says so, loaded."""
+"""Models and the tokenizer: found, identified, repaired where the user says so, opened for a stage, saved after it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cpt.adapters.spec import Adapter, stands_alone
 from cpt.checkpoints import file_hash
 from cpt.config import ModelSpec, Stream, TokenizerSpec
 from cpt.errors import ConfigError, DataError
 from cpt.resources import BUNDLED_MODELS, model_path
 from cpt.suggest import did_you_mean
-from eval_harness.loading import LoadError, TokenizerError, check_tokenizer, load_model, load_tokenizer
+from eval_harness.lineage import (
+    FILE,
+    Lineage,
+    read_adapter_config,
+    read_lineage,
+    refuse_other_weights,
+    weights_hashes,
+)
+from eval_harness.loading import (
+    As,
+    LoadError,
+    TokenizerError,
+    check_tokenizer,
+    load_lineage,
+    load_tokenizer,
+    made_of,
+)
 
 
 def base_folder(spec: ModelSpec) -> Path:
@@ -48,7 +68,13 @@ def base_identity(stream: Stream) -> dict[str, Any]:
     if stream.tokenizer.chat_template:
         tokenizer["chat_template"] = _template(stream.tokenizer)
     attention = stream.model.attn_implementation
-    return {"files": files, "dtype": stream.model.dtype, "attention": attention, "tokenizer": tokenizer}
+    start: dict[str, Any] = {}  # what is not there does not stand in the identity
+    if stream.model.adapter:
+        parts = [part.folder for part in _start(stream.model).adapters if part.folder]
+        start["adapter"] = [_hashes(part) for part in parts]
+    if stream.model.quantization:
+        start["quantization"] = stream.model.quantization
+    return {"files": files, "dtype": stream.model.dtype, "attention": attention, "tokenizer": tokenizer} | start
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -86,20 +112,180 @@ def _template(spec: TokenizerSpec) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def open_model(folder: Path, spec: ModelSpec) -> Any:
-    """The model in a folder, in the stream's dtype, ready to be trained or measured."""
+def open_model(folder: Path | None, spec: ModelSpec) -> Any:
+    """The model in a folder (None: the stream's start) in the stream's dtype, in eval mode, every adapter active.
+
+    Raises DataError when something of it is missing, damaged or not what its adapters were trained on.
+    """
+    return _open(_made_of(folder, spec), spec)
+
+
+def open_for_training(parent: Path, spec: ModelSpec, adapter: Adapter | None, name: str, seed: int) -> Any:
+    """The parent's model as a stage trains it: full weights, or a PeftModel whose adapter `default` learns.
+
+    adapter: None merges what adapters there are and trains full weights. name: the stage's folder, 02_sums.
+    seed: decides a new adapter's first values; the global random state stays as it was. The model's `lineage` says
+    what `save_model` will write. Raises as `open_model`, ConfigError for adapters that cannot be stacked.
+    """
+    made = _made_of(parent, spec)
+    if adapter is None:
+        model = _open(made.all_merged(), spec)
+        return model.requires_grad_(True) if made.adapters else model  # PEFT froze what it merged into
+    from cpt.adapters.lora import grown, put_on
+
+    made = made if made.sha256 else replace(made, sha256=weights_hashes(Path(made.place)))
+    result = grown(made, adapter, name)
+    _refuse_stack(result, adapter)
+    *earlier, newest = result.adapters
+    names = [part.name for part in earlier if not part.merged]
+    with _readable():
+        refuse_other_weights(made)
+        model = put_on(_open(replace(result, adapters=tuple(earlier)), spec), names, newest, adapter, seed)
+    model.lineage = result
+    return model
+
+
+def _refuse_stack(lineage: Lineage, adapter: Adapter) -> None:
+    """An adapter from elsewhere shows only here that it cannot be active beside another one."""
+    active = [part for part in lineage.adapters if not part.merged]
+    shapes = {part.name: read_adapter_config(part.folder) if part.folder else adapter.lora for part in active}
+    alone = [f"{name} ({field})" for name, shape in shapes.items() if (field := stands_alone(shape))]
+    if alone and len(active) > 1:
+        raise ConfigError(f"adapter = {adapter.mode}: {alone[0]} cannot be active beside another: use merge_then_new")
+
+
+def check_adapter(spec: ModelSpec, adapter: Adapter | None) -> None:
+    """Try the adapter a stream starts from, and a stage's own, on the base without its weights; takes no memory.
+
+    Raises ConfigError: no such modules, LoRA on the head or on an embedding tied to it, tensors that the base has
+    no place for, an adapter that was trained on another base.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from cpt.adapters.lora import try_on_skeleton
+
+    start = _start(spec)
+    trust = {"trust_remote_code": spec.trust_remote_code}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(start.place, **trust), **trust)
+    try_on_skeleton(model, start.adapters, adapter)
+
+
+def adapter_note(spec: ModelSpec) -> str | None:
+    """One line when model.adapter names another base than model.path: often only another path of the same model."""
+    newest = next(iter(reversed(_start(spec).adapters)), None)
+    if newest is None or newest.folder is None:
+        return None
+    named = read_adapter_config(newest.folder).get("base_model_name_or_path")
+    return f"note: model.adapter was made on {named}, the stream's base is {spec.path}" if named != spec.path else None
+
+
+def lineage(folder: Path, spec: ModelSpec | None = None) -> str:
+    """What the model in a folder is made of: `base + 01_reverse (merged) + 02_sums`; plain weights go by their stage.
+
+    spec: needed to know of an adapter that the stream starts from.
+    """
+    with _readable():
+        if (folder / FILE).is_file():
+            return read_lineage(folder).describe()
+    if _is_stage(folder):
+        return folder.parent.name
+    return _start(spec).describe() if spec else "base"
+
+
+def needs_weights_of(folder: Path) -> Path | None:
+    """The model folder of the earlier stage whose weights the adapters in this folder stand on; None: no stage's."""
+    if not (folder / FILE).is_file():
+        return None
+    with _readable():
+        stage = read_lineage(folder).stage
+    return folder.parent.parent / stage / folder.name if stage else None
+
+
+def stands_on_base(parent: Path, spec: ModelSpec, adapter: Adapter | None) -> bool:
+    """Whether a stage's model, its adapters switched off, is the stream's start: then it is its own reference."""
+    if adapter is None or spec.adapter is not None:
+        return False
+    made = _made_of(parent, spec)
+    merges = adapter.mode == "merge_then_new" and bool(made.adapters)
+    return made.stage is None and not merges and not any(part.merged for part in made.adapters)
+
+
+def context_length(spec: ModelSpec) -> int | None:
+    """Tokens that the base was made for; None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base_folder(spec), trust_remote_code=spec.trust_remote_code)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def open_merged(folder: Path, spec: ModelSpec) -> Any:
+    """The model of a stage as plain weights in the base's own dtype, its adapters merged. Raises as `open_model`."""
+    return _open(_made_of(folder, spec).all_merged(), spec, "none")
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Write a trained model: plain weights for AutoModelForCausalLM, or the adapters of a model that has a `lineage`.
+
+    state_dict: the model's tensors where they had to be gathered (ZeRO-3); default: its own.
+    """
+    made = getattr(model, "lineage", None)
+    if made is None:
+        model.save_pretrained(folder, state_dict=state_dict)
+    else:
+        from cpt.adapters.lora import save_adapters
+
+        save_adapters(model, made, folder, state_dict)
+    tokenizer.save_pretrained(folder)
+    for file in folder.rglob("*.*"):
+        file.chmod(0o644)  # safetensors writes 0600: others could read everything but the weights
+
+
+def _made_of(folder: Path | None, spec: ModelSpec) -> Lineage:
+    """What the model in a stage's folder, or the stream's start, is made of."""
+    if folder is None:
+        return _start(spec)
+    with _readable():
+        if (folder / FILE).is_file():
+            return read_lineage(folder, None if needs_weights_of(folder) else base_folder(spec))
+    if _is_stage(folder):
+        return Lineage(f"../../{folder.parent.name}/{folder.name}", folder, stage=folder.parent.name)
+    return _start(spec) if folder.resolve() == base_folder(spec).resolve() else Lineage(str(folder), folder)
+
+
+def _is_stage(folder: Path) -> bool:
+    return (folder.parent / "stage.json").is_file()
+
+
+def _start(spec: ModelSpec) -> Lineage:
+    """The base, and the adapter that the stream starts from. Raises ConfigError when they are not of one model."""
+    folder = base_folder(spec)
+    start = Lineage(spec.path, folder, quantization=spec.quantization)
+    if spec.adapter is None:
+        return start
+    given = Path(spec.adapter).expanduser()
+    try:
+        found = made_of(given if given.is_dir() else spec.adapter, base=folder)
+        refuse_other_weights(found)
+    except LoadError as error:
+        raise ConfigError(f"model.adapter = {spec.adapter!r}: {error}") from error
+    names = [f"00_{'adapter' if part.name == 'default' else part.name}" for part in found.adapters]
+    parts = [replace(part, name=name) for part, name in zip(found.adapters, names, strict=True)]
+    return replace(start, sha256=found.sha256, adapters=tuple(parts))
+
+
+def _open(made: Lineage, spec: ModelSpec, quantization: As = "trained") -> Any:
     about: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code}
     if spec.attn_implementation:
         about["attn_implementation"] = spec.attn_implementation
+    with _readable():
+        return load_lineage(made, quantization=quantization, **about)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        return load_model(str(folder), **about)
+        yield
     except LoadError as error:
         raise DataError(f"model {error}. Restore the folder or download it again, then run again.") from error
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a checkpoint that AutoModelForCausalLM and AutoTokenizer load where cpt is not installed."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600: others could read everything but the weights

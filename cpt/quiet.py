@@ -11,6 +11,10 @@ from logging import LogRecord, getLogger
 WARNINGS = (
     # TRL sets the deprecated alias itself; transformers then warns the user about it.
     "`gradient_checkpointing` is deprecated",
+    "`is_gradient_checkpointing` is deprecated",
+    # DeepSpeed calls collectives by their old names.
+    "`torch.distributed.all_gather_into_tensor` is deprecated",
+    "`torch.distributed.reduce_scatter_tensor` is deprecated",
     # Training on a CPU has no memory to pin.
     "'pin_memory' argument is set as true but no accelerator is found",
 )

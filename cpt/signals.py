@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C ask for a stop at the next safe point; a second Ctrl-C stops at once."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -9,14 +9,22 @@ from cpt.errors import Stopped, UserStopped
 
 
 class StopRequest:
-    """Which signal asked for a stop, if any."""
+    """Which signal asked for a stop, if any.
 
-    def __init__(self) -> None:
+    agree: turns this process's answer into one that all processes share; each must then ask equally often.
+    """
+
+    def __init__(self, agree: Callable[[bool], bool] = bool) -> None:
         self.signal: int | None = None
+        self._agree = agree
+
+    def here(self) -> bool:
+        """True once this process was asked to stop."""
+        return self.signal is not None
 
     def __call__(self) -> bool:
-        """True once a stop was asked for."""
-        return self.signal is not None
+        """True once any process was asked to stop; all must ask at the same point."""
+        return self._agree(self.here())
 
     def error(self, where: str) -> Stopped:
         """What to raise at the safe point, in words that say how to go on."""
@@ -26,12 +34,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(agree: Callable[[bool], bool] = bool) -> Iterator[StopRequest]:
     """Watch for signals inside the block (in the main thread; elsewhere nothing is watched)."""
-    request = StopRequest()
+    request = StopRequest(agree)
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and request():
+        if number == signal.SIGINT and request.here():
             raise KeyboardInterrupt
         request.signal = number
 

@@ -7,7 +7,10 @@ again from its parent, and an evaluation is measured again without training.
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,16 @@ from typing import Any
 from cpt.checkpoints import write_json, write_text
 from cpt.config import Stage, Stream
 from cpt.disk import readable_disk_errors, require_space
-from cpt.errors import ConfigError, RunDirError
+from cpt.errors import RunDirError
 from cpt.evaluation import evaluate
 from cpt.inputs import Inputs, Say, StageInputs, read_inputs
 from cpt.matrix import matrix
-from cpt.models import base_folder, save_model
+from cpt.models import adapter_note, base_folder, lineage, needs_weights_of, save_model
+from cpt.processes import Processes, readable_rank_errors, start
 from cpt.quiet import quiet
 from cpt.run_dir import Run, StageDir, digest
 from cpt.signals import StopRequest, stop_requests
-from cpt.train_stage import check_ahead, say_facts, train_stage
+from cpt.train_stage import check_ahead, gathered, release, say_facts, train_stage
 
 
 @dataclass
@@ -63,22 +67,43 @@ def run(
     Returns the Run. Raises ConfigError and DataError before anything is trained, RunDirError for a directory
     of another stream, TrainingError, and Stopped when a signal asked for it (the same call goes on later).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("this version runs a stream in one process: start it without a multi-process launcher")
-    with quiet(), stop_requests() as stop, readable_disk_errors(stream.output_dir):
-        inputs = read_inputs(stream, say)
-        found = _open(stream, inputs.base, new, run_dir, say)
-        with found.lock():
+    with _working(stream, stream.output_dir, say) as (processes, say, stop):
+        inputs = processes.together(lambda: read_inputs(stream, say))
+        if note := adapter_note(stream.model):
+            say(note)
+        found = Run(processes.on_main(lambda: _open(stream, inputs.base, new, run_dir, say).path))
+        with processes.holding(found.lock):
             planned = _planned(stream, found, inputs)
-            for here in planned[1:]:
-                if not here.finished:
-                    check_ahead(stream, inputs, here.index - 1)
-            _refuse_lost_parent(planned)
-            redone = _supersede(found, planned, say)
-            _say_plan(found, planned, redone, say)
-            _go(stream, found, inputs, planned, say, stop)
-    say(f"done: {found.path}")
+            todo = processes.on_main(lambda: [here.index for here in planned[1:] if not here.finished])
+            processes.together(lambda: check_ahead(stream, inputs, [index - 1 for index in todo]))
+            processes.on_main(lambda: _settle(stream, found, planned, say))
+            _go(stream, found, inputs, planned, say, stop, processes)
+        say(f"done: {found.path}")
     return found
+
+
+@contextmanager
+def _working(stream: Stream, folder: Path, say: Say) -> Iterator[tuple[Processes, Say, StopRequest]]:
+    """The processes of this launch, who speaks for them, and whether they were asked to stop."""
+    processes = start(stream.processes, bool(stream.training.get("use_cpu")))
+    with (
+        quiet(),
+        readable_rank_errors(processes),
+        stop_requests(processes.any) as stop,
+        readable_disk_errors(folder),
+    ):
+        yield processes, say if processes.is_main else _nothing, stop
+
+
+def _nothing(line: str) -> None:
+    """What every process but the first says."""
+
+
+def _settle(stream: Stream, run: Run, planned: list[Planned], say: Say) -> None:
+    """Move what the stream no longer contains out of the way, say what is kept and what is to do, keep the stream."""
+    _refuse_lost_parent(planned)
+    redone = _supersede(run, planned, say)
+    _say_plan(run, planned, redone, say)
 
 
 def measure_again(run: Run, stream: Stream, say: Say = print) -> None:
@@ -86,52 +111,91 @@ def measure_again(run: Run, stream: Stream, say: Say = print) -> None:
 
     Raises RunDirError when the stream's stages are not the run's.
     """
-    with quiet(), stop_requests() as stop, readable_disk_errors(run.path), run.lock():
-        inputs = read_inputs(stream, say)
+    with _working(stream, run.path, say) as (processes, say, stop), processes.holding(run.lock):
+        inputs = processes.together(lambda: read_inputs(stream, say))
         planned = _planned(stream, run, inputs)
-        _require_same(stream, run, planned)
-        _go(stream, run, inputs, [here for here in planned if here.finished], say, stop)
+        processes.on_main(lambda: _require_same(stream, run, planned))
+        finished = processes.on_main(lambda: [here.index for here in planned if here.finished])
+        _go(stream, run, inputs, [planned[index] for index in finished], say, stop, processes)
 
 
-def _go(stream: Stream, run: Run, inputs: Inputs, planned: list[Planned], say: Say, stop: StopRequest) -> None:
-    """Train what is not finished, measure what is not measured, in order."""
-    write_text(run.path / "stream.yaml", stream.to_yaml())
+def _go(
+    stream: Stream,
+    run: Run,
+    inputs: Inputs,
+    planned: list[Planned],
+    say: Say,
+    stop: StopRequest,
+    processes: Processes,
+) -> None:
+    """Train what is not finished, measure what is not measured, in order. The first process alone writes."""
+    processes.on_main(lambda: write_text(run.path / "stream.yaml", stream.to_yaml()))
     for here, parent in zip(planned, [None, *planned[:-1]], strict=True):
-        if not here.finished:
-            _make(stream, inputs, here, parent, say, stop)
+        if not processes.on_main(partial(getattr, here, "finished")):
+            _make(stream, inputs, here, parent, say, stop, processes)
         if stop():
             raise stop.error(f"after stage {here.name!r} was finished")
-        evaluate(inputs.evaluation, here.folder, here.model(stream), here.identity, stream, inputs.tokenizer, say, stop)
-        measured = [p.folder for p in planned if p.finished and p.folder.eval_done()]
-        write_json(run.path / "matrix.json", matrix(stream, run, measured))
-        if stream.retention.models == "last" and parent is not None and parent.stage:
-            # The parent is trained from and measured: its weights may go.
-            shutil.rmtree(parent.folder.model, ignore_errors=True)
+        model = here.model(stream)
+        evaluate(inputs.evaluation, here.folder, model, here.identity, stream, inputs.tokenizer, say, stop, processes)
+        processes.on_main(partial(_after, stream, run, planned, here, parent))
 
 
-def _make(stream: Stream, inputs: Inputs, here: Planned, parent: Planned | None, say: Say, stop: StopRequest) -> None:
+def _after(stream: Stream, run: Run, planned: list[Planned], here: Planned, parent: Planned | None) -> None:
+    """Write the matrix as far as it is known, and let go of weights that nothing needs any more."""
+    measured = [p.folder for p in planned if p.finished and p.folder.eval_done()]
+    write_json(run.path / "matrix.json", matrix(stream, run, measured))
+    if stream.retention.models == "all" or parent is None:
+        return
+    # The parent is trained from and measured: its weights may go, unless an adapter stands on them.
+    needed = needs_weights_of(here.model(stream))
+    for earlier in planned[1 : planned.index(here)]:
+        if earlier.folder.model != needed:
+            shutil.rmtree(earlier.folder.model, ignore_errors=True)
+
+
+def _make(
+    stream: Stream,
+    inputs: Inputs,
+    here: Planned,
+    parent: Planned | None,
+    say: Say,
+    stop: StopRequest,
+    processes: Processes,
+) -> None:
     """Train a stage and commit it; the base only needs its record."""
-    here.folder.begin(here.record)
+    processes.on_main(lambda: here.folder.begin(here.record))
     if here.stage is None or parent is None:
         return
     if stop():
         raise stop.error(f"before stage {here.name!r}")
-    if parent.stage:
-        parent.folder.verify_model()
-    _require_space(stream, here)
-    say(f"[{here.index}/{len(stream.stages)}] {here.name}: {here.stage.kind} from {parent.name}")
+    processes.on_main(lambda: _ready(stream, here, parent))
+    made = lineage(parent.model(stream), stream.model)
+    say(f"[{here.index}/{len(stream.stages)}] {here.name}: {here.stage.kind} from {made}")
     began = time.perf_counter()
     trained = train_stage(stream, inputs, here.index - 1, parent.model(stream), here.folder.path, say, stop)
     if trained.stopped:
         raise stop.error(f"in stage {here.name!r}, with a checkpoint written")
     facts = trained.facts | {"seconds": round(time.perf_counter() - began, 3)}
-    here.folder.commit(
-        here.identity,
-        facts,
-        lambda folder: save_model(trained.model, inputs.tokenizer, folder),
-        stream.retention.checkpoints,
-    )
+    weights = gathered(trained)
+
+    def commit() -> None:
+        here.folder.commit(
+            here.identity,
+            facts,
+            lambda folder: save_model(trained.model, inputs.tokenizer, folder, weights),
+            stream.retention.checkpoints,
+        )
+
+    processes.on_main(commit)
+    release(trained)
     say_facts(here.name, facts, say)
+
+
+def _ready(stream: Stream, here: Planned, parent: Planned) -> None:
+    """The parent's weights are what was recorded, and there is room for what the stage writes."""
+    if parent.stage:
+        parent.folder.verify_model()
+    _require_space(stream, here)
 
 
 def _require_space(stream: Stream, here: Planned) -> None:

@@ -1,39 +1,98 @@
-"""One stage: rows to tokens, methods to hooks, parent to model, and what to say of it."""
+"""One stage: rows to tokens or prompts, methods to hooks, parent to model, and what to say of it."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt.config import Stage, Stream
 from cpt.data.sources import Loaded, drawn
-from cpt.errors import ConfigError
+from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
-from cpt.models import open_model
+from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base
+from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
-    from cpt.data.tokens import TokenRows
-    from cpt.trainers.sft import Trained
+    from cpt.data.tokens import TokenRows, TokenSettings
+    from cpt.trainers.rft import Rewarding
+    from cpt.trainers.session import Trained
+
+COLUMNS = ("prompt", "answer", "choices")  # what a reward sees of a row beside its completion
 
 
-def check_ahead(stream: Stream, inputs: Inputs, number: int) -> None:
-    """What would show only when the stage begins, shown before the first one trains.
+def check_ahead(stream: Stream, inputs: Inputs, numbers: Sequence[int]) -> None:
+    """What would show only when a stage (numbered from 0) begins, shown before the first one trains.
 
-    TRL's view of the arguments, and one row of each form through the tokenizer. Raises ConfigError or DataError.
+    TRL's view of the arguments, the launcher's limits, an adapter on the model's skeleton, reward functions
+    imported, one row of each form through the tokenizer. Raises ConfigError or DataError.
     """
+    for number in numbers:
+        _check_stage(stream, inputs, number)
+
+
+def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     from cpt.data.tokens import check_rendering
-    from cpt.trainers.sft import sft_config, token_settings
 
     here = inputs.stages[number]
     place, training = f"stages.{number}", stream.training_of(here.stage)
-    try:
-        sft_config(training, Path("unused"), here.seed)
-    except ConfigError as error:
-        raise ConfigError(*(f"{place}.{problem}" for problem in error.problems)) from error
-    settings = token_settings(training, stream.evaluation.prompt)
+    with _at(place):
+        _refuse_edits(here.stage, _arguments(here.stage, training, Path("unused"), here.seed))
+    if here.stage.adapter is not None:
+        with _at(f"{place}.adapter"):
+            check_adapter(stream.model, here.stage.adapter)
+    _check_rewards(here, place)
+    settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
+
+
+def _check_rewards(here: StageInputs, place: str) -> None:
+    """Every reward imports, and asks for no column that prompts do not bring."""
+    for i, reward in enumerate(here.stage.rewards):
+        where = f"{place}.rewards.{i}"
+        resolve(reward, where)
+        if strange := set(columns(reward, where)) - set(COLUMNS):
+            raise ConfigError(
+                f"{where} = {reward.type!r}: needs {', '.join(sorted(strange))}, and the rows of a stage bring "
+                f"{', '.join(COLUMNS)}. Set it under `arguments:`, or take one of those."
+            )
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put a place before the problems that arise inside."""
+    try:
+        yield
+    except CptError as error:
+        raise type(error)(*(f"{place}.{problem}" for problem in error.problems)) from error
+
+
+def _arguments(stage: Stage, training: dict[str, Any], folder: Path, seed: int) -> Any:
+    if stage.kind == "rft":
+        from cpt.trainers.rft import grpo_config
+
+        return grpo_config(training, folder, seed, [reward.weight for reward in stage.rewards])
+    from cpt.trainers.sft import sft_config
+
+    return sft_config(training, folder, seed)
+
+
+def _refuse_edits(stage: Stage, args: Any) -> None:
+    """Edits of gradients and weights reach the right tensors under some launchers only."""
+    from cpt.trainers.deepspeed import forget, refuse_edits
+
+    problems = refuse_edits(fresh_methods(stage), args)
+    forget(args)  # the base is measured first
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _token_settings(stream: Stream, training: dict[str, Any]) -> "TokenSettings":
+    from cpt.trainers.sft import token_settings
+
+    return token_settings(training, stream.evaluation.prompt)
 
 
 def train_stage(
@@ -48,32 +107,74 @@ def train_stage(
     """Train stage `number` (from 0) from the parent's model in its folder, or go on from its checkpoint there."""
     from cpt.data.stage_data import TASK, StageData
     from cpt.data.tokens import tokenise
-    from cpt.trainers.sft import token_settings, train
+    from cpt.trainers.session import Session
 
     here = inputs.stages[number]
     training = stream.training_of(here.stage)
-    settings = token_settings(training, stream.evaluation.prompt)
+    settings = _token_settings(stream, training)
 
     def load_tokens(rows: Sequence[Any] | Loaded, place: str, most: int | None = None) -> "TokenRows":
         found = rows if isinstance(rows, Loaded) else _named(here, rows)
         return tokenise(drawn(found, most, here.seed), inputs.tokenizer, settings, place)
 
+    def opened() -> Any:
+        return open_for_training(parent, stream.model, here.stage.adapter, folder.name, here.seed)
+
     info = stage_info(stream, inputs.stages, number)
     data = StageData(load_tokens)
-    data.sources[TASK] = tokenise(here.rows.rows, inputs.tokenizer, settings, f"stages.{number}.data")
+    place = f"stages.{number}.data"
+    if here.stage.kind == "rft":
+        data.sources[TASK] = _prompts(stream, inputs, here, training, place)
+    else:
+        data.sources[TASK] = tokenise(here.rows.rows, inputs.tokenizer, settings, place)
     methods = fresh_methods(here.stage)
     for method in methods:
         method.prepare_data(data, info)
     counts = {name: rows.counts for name, rows in data.sources.items()}
     _say_counts(counts, say)
     _reset_peak()
-    model = open_model(parent, stream.model)
-    trained = train(model, inputs.tokenizer, data, info, methods, training, folder, stop, _progress(say))
-    trained.facts |= {"rows": counts, "peak_gib": _peak_gib()}
+    about = (opened, inputs.tokenizer, data, info, methods, training, Session(folder, stop, _progress(say)))
+    if here.stage.kind == "rft":
+        from cpt.trainers import rft
+
+        trained = rft.train(*about, _rewarding(stream, here, parent))
+    else:
+        from cpt.trainers import sft
+
+        trained = sft.train(*about)
+    made = getattr(trained.model, "lineage", None)
+    trained.facts |= {"rows": counts, "peak_gib": _peak_gib(), "lineage": made.describe() if made else folder.name}
     if not trained.stopped:
         for method in methods:
             method.finish_stage(trained.model, info)
     return trained
+
+
+def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[str, Any], place: str) -> "TokenRows":
+    from cpt.data.prompted import prompted
+
+    context = context_length(stream.model)
+    room = context - training.get("max_completion_length", 512) if context else None
+    return prompted(here.rows.rows, inputs.tokenizer, stream.evaluation.prompt, room, place)
+
+
+def _rewarding(stream: Stream, here: StageInputs, parent: Path) -> "Rewarding":
+    from cpt.rewards.scoring import Scored
+    from cpt.trainers.rft import Reference, Rewarding
+
+    rewards = [
+        Scored(resolve(reward, f"stages.{here.stage.name}.rewards.{i}"), label(reward), here.stage.name)
+        for i, reward in enumerate(here.stage.rewards)
+    ]
+    weights = [reward.weight for reward in here.stage.rewards]
+    kl, reference = here.stage.kl, None
+    if kl.to == "previous":
+        reference = Reference(kl.weight, lambda: open_model(parent, stream.model))
+    elif kl.to == "base" and stands_on_base(parent, stream.model, here.stage.adapter):
+        reference = Reference(kl.weight)
+    elif kl.to == "base":
+        reference = Reference(kl.weight, lambda: open_model(None, stream.model))
+    return Rewarding(rewards, weights, reference)
 
 
 def _named(here: StageInputs, sources: Sequence[Any]) -> Loaded:
@@ -91,8 +192,24 @@ def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> St
         kind=here.stage.kind,
         seed=here.seed,
         batch_rows=stream.batch_rows(here.stage),
+        world=stream.world,
         earlier=tuple((before.stage.name, before.rows) for before in stages[:number]),
     )
+
+
+def gathered(trained: "Trained") -> dict[str, Any] | None:
+    """The trained weights on the first process where they are spread over several; None where each has them all."""
+    from cpt.trainers.deepspeed import gather_weights
+
+    return gather_weights(trained.trainer)
+
+
+def release(trained: "Trained") -> None:
+    """Let go of trainer, engine and model: the next load must not meet a sharding configuration of this one."""
+    from cpt.trainers.session import close
+
+    close(trained)
+    gc.collect()
 
 
 def fresh_methods(stage: Stage) -> list[Method]:
@@ -109,11 +226,15 @@ def say_facts(name: str, facts: dict[str, Any], say: Say) -> None:
     for method, found in facts["methods"].items():
         if "note" in found:
             say(f"  {method}: {found['note']}")
+    for reward, found in facts.get("rewards", {}).items():
+        if found["raised"]:
+            say(f"  warning: reward {reward} raised on {found['raised']} completions, which score 0: {found['first']}")
 
 
 def _say_counts(counts: dict[str, dict[str, int]], say: Say) -> None:
     for name, found in counts.items():
         for kind, text in (
+            ("dropped_too_long", "prompts leave no room for a completion in the model's context and are left out"),
             ("dropped_without_target", "rows have no answer left within max_length and are left out"),
             ("truncated", "rows are cut at max_length"),
             ("lost_characters", "characters do not survive the tokenizer"),
@@ -130,7 +251,8 @@ def _progress(say: Say) -> Callable[[dict[str, Any]], None]:
         if "loss" not in line or line["epoch"] < seen["next"]:
             return
         seen["next"] = line["epoch"] + 0.2
-        say(f"  {line['epoch']:4.0%}  step {line['step']}  loss {line['loss']:.4f}")
+        reward = f"  reward {line['reward']:.3f}" if line.get("reward") is not None else ""
+        say(f"  {line['epoch']:4.0%}  step {line['step']}  loss {line['loss']:.4f}{reward}")
 
     return show
 

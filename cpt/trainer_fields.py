@@ -1,22 +1,14 @@
-"""The fields of TRL's SFTConfig by name, known without importing it.
+"""Which arguments of TRL's trainers a stage may set: names and types from the installed TRL, less what cpt decides."""
 
-Importing SFTConfig costs seconds (it brings torch), so its field names and simple types are read once per
-installed version in a process of their own, and kept in the user's cache.
-"""
+from typing import Any
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Union
+from pydantic import ValidationError
 
-from pydantic import StrictBool, TypeAdapter, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from cpt.data.spec import refuse
+from cpt.upstream_fields import check_fields, known
 
-from cpt.suggest import did_you_mean
+# Which of TRL's configuration classes a stage's `training` holds fields of.
+CONFIGS = {"sft": "trl:SFTConfig", "pretrain": "trl:SFTConfig", "rft": "trl:GRPOConfig"}
 
 # Decided elsewhere, so that two places never disagree: field -> who decides.
 OWNED = {
@@ -80,6 +72,22 @@ OWNED = {
     "push_to_hub": "export the stage you want with `cpt export`, then push that folder",
 }
 
+
+# GRPOConfig's alone.
+OWNED |= {
+    "beta": "say it under the stream's `kl:`",
+    "sync_ref_model": "the reference of `kl:` is the base or the stage's start",
+    "ref_model_mixup_alpha": "the reference of `kl:` is the base or the stage's start",
+    "ref_model_sync_steps": "the reference of `kl:` is the base or the stage's start",
+    "reward_weights": "say it as `weight:` of each reward",
+    "num_generations_eval": "measured after the stage by `evaluation`",
+    "log_completions_hub_repo": "completions stay in the run directory",
+    "max_tool_calling_iterations": "a stage's rows bring no tools",
+    "log_multimodal": "a stage's rows are text",
+    "use_transformers_paged": "TRL deprecates it: `use_transformers_continuous_batching`",
+    "vllm_importance_sampling_cap": "TRL deprecates it: `vllm_importance_sampling_clip_max`",
+}
+
 # Zero or less of these would fail deep inside the trainer.
 _POSITIVE = {
     "per_device_train_batch_size",
@@ -88,82 +96,42 @@ _POSITIVE = {
     "logging_steps",
     "max_length",
     "pad_to_multiple_of",
+    "num_generations",
+    "num_iterations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "max_completion_length",
+    "temperature",
 }
 
-_READ = """
-import dataclasses, json, sys
-from trl import SFTConfig
-fields = {f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-          if not hasattr(f.type, "__args__") else str(f.type) for f in dataclasses.fields(SFTConfig) if f.init}
-json.dump(fields, sys.stdout)
-"""
 
+def check_training(training: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A stage's own arguments, checked against its kind's trainer.
 
-def cache_file() -> Path:
-    """Where the names of the installed versions are kept."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "cpt" / f"sft_config-trl{version('trl')}-transformers{version('transformers')}.json"
-
-
-@cache
-def known() -> dict[str, str]:
-    """Field name -> annotation of every field of the installed SFTConfig."""
-    file = cache_file()
-    if not file.exists():
-        print("reading the field names of TRL's SFTConfig (once per installed version) ...", file=sys.stderr)
-        found = subprocess.run([sys.executable, "-c", _READ], capture_output=True, text=True, check=False)
-        if found.returncode:
-            raise RuntimeError(f"could not import trl.SFTConfig:\n{found.stderr[-2000:]}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed: two first runs at once must not read half a file.
-        aside = file.with_suffix(f".{os.getpid()}")
-        aside.write_text(found.stdout, encoding="utf-8")
-        aside.replace(file)
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-_SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": StrictBool, "str": str}
-
-
-@cache
-def _adapter(annotation: str) -> TypeAdapter[Any] | None:
-    """A check for annotations made of int, float, bool, str and None; None for richer ones."""
-    parts = [part.strip() for part in annotation.replace("Optional[", "None|").rstrip("]").split("|")]
-    if not all(part in _SIMPLE or part == "None" for part in parts):
-        return None
-    kinds = tuple(type(None) if part == "None" else _SIMPLE[part] for part in parts)
-    union: Any = Union[kinds]  # noqa: UP007  (made of a tuple)
-    return TypeAdapter(union)
-
-
-def check_training(training: dict[str, Any]) -> dict[str, Any]:
-    """Refuse unknown fields, fields decided elsewhere and values of a wrong type, all at once.
-
-    Raises a pydantic ValidationError whose locations are the fields' names.
+    Raises a pydantic ValidationError whose locations are the fields' names, all problems at once.
     """
-    if not training:
-        return training
-    checked, problems = {}, []
-    for name, value in training.items():
-        sentence, checked[name] = _check_field(name, value)
-        if sentence:
-            error = PydanticCustomError("cpt", "{sentence}", {"sentence": sentence})
-            problems.append(InitErrorDetails(type=error, loc=(name,), input=value))
-    if problems:
-        raise ValidationError.from_exception_data("training", problems)
-    return checked
+    return check_fields(training, CONFIGS[kind], owned=OWNED, positive=_POSITIVE) if training else training
 
 
-def _check_field(name: str, value: Any) -> tuple[str, Any]:
-    if name in OWNED:
-        return f"is not for a stage to set: {OWNED[name]}", value
-    if name not in known():
-        return f"is no field of TRL {version('trl')}'s SFTConfig.{did_you_mean(name, known())}", value
-    adapter = _adapter(known()[name])
-    if adapter is None:
-        return "", value
-    try:
-        checked = adapter.validate_python(value)
-    except ValidationError:
-        return f"must be of type {known()[name]}", value
-    return ("must be greater than 0" if name in _POSITIVE and checked is not None and checked <= 0 else ""), checked
+def check_shared(training: dict[str, Any]) -> dict[str, Any]:
+    """A stream's arguments for all its stages: each must be a field of one kind's trainer.
+
+    Raises as `check_training`.
+    """
+    strange = {name: value for name, value in training.items() if name not in known(CONFIGS["sft"])}
+    reward_only = {name: value for name, value in strange.items() if name in OWNED or name in known(CONFIGS["rft"])}
+    rest = {name: value for name, value in training.items() if name not in reward_only}
+    checked: dict[str, Any] = {}
+    found = []
+    for part, kind in ((rest, "sft"), (reward_only, "rft")):
+        try:
+            checked |= check_training(part, kind)
+        except ValidationError as error:
+            found += [(e["loc"], e["input"], e["msg"]) for e in error.errors()]
+    refuse(*found)
+    return {name: checked[name] for name in training}
+
+
+def fitting(training: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The part of a stream's arguments that a stage of this kind has a field for."""
+    return {name: value for name, value in training.items() if name in known(CONFIGS[kind])}

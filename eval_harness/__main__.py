@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> None:
     sets = _sets(options.suite.split(","), options.limit)
     check(sets)  # before the model is loaded
     out = _folder(options.out, [one.name for one in sets])
-    loaded = load(options.model, device=options.device)
+    loaded = load(options.model, device=options.device, base=options.base, quantization=options.quantization)
     results: dict[str, dict[str, Result]] = {}
     for one in sets:
         results |= measure(loaded.model, loaded.tokenizer, [one], batch_tokens=options.batch_tokens)
@@ -132,7 +132,16 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval_harness", description="Measure a checkpoint on suites.")
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="a folder of save_pretrained, or a hub name")
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help="a folder of save_pretrained or of an adapter, or a hub name"
+    )
+    parser.add_argument("--base", metavar="PATH_OR_ID", help="an adapter's base, when it is not where the folder says")
+    parser.add_argument(
+        "--quantization",
+        choices=("trained", "none", "4bit", "8bit"),
+        default="trained",
+        help="how weights are held; default: as an adapter was trained, plain weights as they are",
+    )
     parser.add_argument("--suite", metavar="NAME[,NAME]", help="shipped suites, or YAML files")
     parser.add_argument("--out", metavar="DIR", help="where results.json and a file per set are written")
     parser.add_argument("--limit", type=_positive, metavar="N", help="at most N rows of each set")

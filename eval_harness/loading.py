@@ -1,10 +1,25 @@
-"""Load a checkpoint to look at it: model in eval mode and tokenizer, or one clear error."""
+"""Load a checkpoint to look at it: model in eval mode and tokenizer, or one clear error.
+
+A checkpoint is a folder of save_pretrained, a PEFT adapter with the base it names, a stage's folder of weights and
+adapters (see `eval_harness.lineage`), or any of the first two on the Hub.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from eval_harness.lineage import (
+    ADAPTER_CONFIG,
+    FILE,
+    Lineage,
+    LoadError,
+    read_adapter,
+    read_lineage,
+    refuse_other_weights,
+)
+from eval_harness.quantization import INSTALL, is_installed
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 TOKENIZER = (
@@ -17,8 +32,7 @@ TOKENIZER = (
 )
 
 
-class LoadError(ValueError):
-    """A checkpoint that cannot be loaded; names the place and what is missing there."""
+As = Literal["trained", "none", "4bit", "8bit"]  # how weights are held; trained: as the newest adapter knew them
 
 
 class TokenizerError(ValueError):
@@ -40,40 +54,175 @@ def load(
     device: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base: str | Path | None = None,
+    quantization: As = "trained",
 ) -> Loaded:
     """Load a causal language model and its tokenizer.
 
     Args:
-        path_or_id: a folder written by save_pretrained, or a model's name on the hub.
+        path_or_id: a folder written by save_pretrained, an adapter's folder, or either one's name on the hub.
         dtype: "auto" is the dtype the checkpoint was saved in.
         device: None is "cuda" where there is one, else "cpu".
         trust_remote_code: off; runs code of the checkpoint where a user switches it on.
+        base: folder or hub name of the weights beneath an adapter, when they are not where it says.
+        quantization: hold the weights in 4 or 8 bits, in neither (none), or as the adapter was trained.
 
     Raises:
-        LoadError: not a checkpoint, no weights, no tokenizer, unreadable or incomplete weights.
+        LoadError: not a checkpoint, no weights, no tokenizer, unreadable or incomplete weights, weights that are not
+            those of the adapter, no bitsandbytes.
     """
-    about = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return Loaded(load_model(path_or_id, dtype=dtype, device=device, **about), load_tokenizer(path_or_id, **about))
+    lineage = made_of(path_or_id, base=base, revision=revision)
+    about = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if not lineage.adapters:
+        about["revision"] = revision
+    model = load_lineage(lineage, quantization=quantization, device=device, **about)
+    folder = lineage.adapters[-1].folder if lineage.adapters else None
+    own = folder is None or (Path(path_or_id) / FILE).is_file() or _has_tokenizer(folder)
+    place = path_or_id if own else lineage.place
+    return Loaded(model, load_tokenizer(place, revision=revision if own else None, trust_remote_code=trust_remote_code))
 
 
-def load_model(path_or_id: str | Path, *, device: Any = None, **about: Any) -> Any:
-    """The model alone, in eval mode on its device; `about` goes to from_pretrained (dtype, revision, ...).
+def load_model(
+    path_or_id: str | Path,
+    *,
+    device: Any = None,
+    base: str | Path | None = None,
+    quantization: As = "trained",
+    **about: Any,
+) -> Any:
+    """The model alone, in eval mode on its device; `about` goes to from_pretrained of the weights (dtype, ...).
 
     Raises:
-        LoadError: not a checkpoint, no weights, unreadable or incomplete weights.
+        LoadError: as `load`, but for the tokenizer.
     """
+    lineage = made_of(path_or_id, base=base, revision=about.get("revision"))
+    if lineage.adapters:
+        about.pop("revision", None)  # the adapter's, not its base's
+    return load_lineage(lineage, quantization=quantization, device=device, **about)
+
+
+def made_of(path_or_id: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Lineage:
+    """Which weights and adapters a folder or hub name stands for; reads no weights.
+
+    Raises:
+        LoadError: not a checkpoint; a base is given for plain weights.
+    """
+    folder = _adapter_folder(path_or_id, revision)
+    if folder is not None:
+        return (read_lineage if (folder / FILE).is_file() else read_adapter)(folder, base)
+    if base is not None:
+        raise LoadError(f"{path_or_id}: is plain weights, not an adapter's folder, so a base means nothing here")
+    return Lineage(str(path_or_id), path_or_id)
+
+
+def load_lineage(lineage: Lineage, *, quantization: As = "trained", device: Any = None, **about: Any) -> Any:
+    """The model of a lineage in eval mode: weights, then each adapter merged or active, in order.
+
+    With active adapters it is a PeftModel whose adapters are frozen. Merging is exact to the weights' rounding and
+    the same each time. `about` goes to from_pretrained of the weights.
+
+    Raises:
+        LoadError: as `load_model`; adapters to be merged into quantized weights.
+    """
+    held = lineage.quantization if quantization == "trained" else quantization
+    merged = [part for part in lineage.adapters if part.merged]
+    active = [part for part in lineage.adapters if not part.merged]
+    if merged and held in ("4bit", "8bit"):
+        raise LoadError(f"{merged[0].name}: merging into {held} weights would round the sum: merge unquantized weights")
+    if lineage.adapters:
+        lineage = replace(lineage, place=_weights_folder(lineage))
+        refuse_other_weights(lineage)
+    model = _load_weights(lineage.place, held, device, about)
+    if lineage.adapters:
+        from eval_harness.adapters import activate, attach, merge
+    for part in merged:  # one at a time: each was made on the sum of those before
+        assert part.folder is not None
+        model = merge(attach(model, part.folder, part.name), str(part.folder))
+    for part in active:
+        assert part.folder is not None
+        model = attach(model, part.folder, part.name)
+    if active:
+        activate(model, [part.name for part in active])
+    return model.eval()
+
+
+def _load_weights(place: str | Path, held: str | None, device: Any, about: dict[str, Any]) -> Any:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    _check_folder(path_or_id)
+    _check_folder(place)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    quantized = held in ("4bit", "8bit")
+    extra = _quantized(place, held, device, about) if quantized else {}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path_or_id, output_loading_info=True, **about)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **about, **extra)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LoadError(f"{path_or_id}: the model cannot be loaded: {_first_line(error)}") from error
+        raise LoadError(f"{place}: the model cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
-    _check_complete(path_or_id, info)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    _check_complete(place, info)
+    if quantized:
+        from eval_harness.quantization import keep_gradients_right
+
+        return keep_gradients_right(model)
+    return model.to(device)
+
+
+def _quantized(place: str | Path, held: Any, device: Any, about: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of from_pretrained that hold the weights in few bits on one device."""
+    import torch
+    from transformers import AutoConfig
+
+    from eval_harness.quantization import quantization_config
+
+    if not is_installed():
+        raise LoadError(f"{place}: {held} weights need bitsandbytes, which is not installed: {INSTALL}")
+    dtype = about.get("dtype", "auto")
+    if dtype == "auto":
+        known = {key: about[key] for key in ("revision", "trust_remote_code") if key in about}
+        dtype = AutoConfig.from_pretrained(place, **known).dtype or torch.float32
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    return {"quantization_config": quantization_config(held, dtype), "device_map": {"": device}}
+
+
+def _adapter_folder(path_or_id: str | Path, revision: str | None) -> Path | None:
+    """The folder, downloaded first for a hub name, if it holds adapters; else None."""
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder if any((folder / name).is_file() for name in (FILE, ADAPTER_CONFIG)) else None
+    if folder.exists() or _meant_as_path(path_or_id):
+        return None
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:  # offline, or for plain weights, there is no such entry
+        hf_hub_download(str(path_or_id), ADAPTER_CONFIG, revision=revision)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _weights_folder(lineage: Lineage) -> Path:
+    """Where the weights beneath adapters are, downloaded first for a hub name."""
+    folder = Path(lineage.place)
+    if folder.is_dir():
+        return folder
+    step = "say where they are with base (--base on the command line)"
+    if _meant_as_path(lineage.place):
+        raise LoadError(f"{lineage.place}: the weights beneath {lineage.adapters[-1].name} are not there; {step}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(str(lineage.place), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        name, newest = str(lineage.place), lineage.adapters[-1].name
+        raise LoadError(f"{name}: the weights beneath {newest} are no folder and not on the Hub; {step}") from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER)
 
 
 def load_tokenizer(path_or_id: str | Path, **about: Any) -> Any:
@@ -85,7 +234,7 @@ def load_tokenizer(path_or_id: str | Path, **about: Any) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(path_or_id)
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER):
+    if folder.is_dir() and not _has_tokenizer(folder):
         raise LoadError(f"{path_or_id}: no tokenizer beside the weights; run tokenizer.save_pretrained on the folder")
     try:
         return AutoTokenizer.from_pretrained(path_or_id, **about)
@@ -113,17 +262,22 @@ def check_tokenizer(tokenizer: Any) -> None:
 def _check_folder(path_or_id: str | Path) -> None:
     folder = Path(path_or_id)
     if not folder.exists():
-        # A name with at most one slash may be a hub name; anything else was meant as a path.
-        if isinstance(path_or_id, Path) or str(path_or_id).count("/") > 1 or str(path_or_id).startswith((".", "~")):
+        if _meant_as_path(path_or_id):
             raise LoadError(f"{path_or_id}: no such folder")
         return
     if not folder.is_dir():
         raise LoadError(f"{path_or_id}: is a file; a checkpoint is the folder that holds config.json")
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not (folder / "config.json").is_file():
         names = sorted(entry.name for entry in folder.iterdir())[:8]
         raise LoadError(f"{path_or_id}: not a checkpoint: no config.json (found {', '.join(names) or 'nothing'})")
     if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
         raise LoadError(f"{path_or_id}: no weights (none of {', '.join(WEIGHTS)}); was it saved to the end?")
+
+
+def _meant_as_path(path_or_id: str | Path) -> bool:
+    """A name with at most one slash may be a hub name; anything else was meant as a path."""
+    text = str(path_or_id)
+    return isinstance(path_or_id, Path) or text.count("/") > 1 or text.startswith((".", "~"))
 
 
 def _check_complete(path_or_id: str | Path, info: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from eval_harness.rows import Row
 
 if TYPE_CHECKING:  # scoring needs torch; a plan can be checked without
     from eval_harness.scoring import Progress, Score, ShouldStop
+    from eval_harness.sharding import Shard
 
 DEFAULT_WINDOW = 2048  # tokens of a text window where the config names no context length
 TOO_LONG = "longer_than_context"
@@ -110,6 +111,7 @@ def measure(
     batch_tokens: int = 8192,
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, dict[str, Result]]:
     """Measure a model on sets of rows.
 
@@ -117,6 +119,8 @@ def measure(
         batch_tokens: tokens of a batch, padding counted; changes no value beyond rounding.
         should_stop: asked between batches.
         progress: called with (sequences done, sequences in all).
+        shard: this process among several that measure the same model on the same sets: every sequence is scored
+            by one of them, and all return the same. A stop or an error of one ends the measurement on all.
 
     Returns:
         set name -> measure -> Result.
@@ -140,13 +144,14 @@ def measure(
             batch_tokens=batch_tokens,
             should_stop=should_stop,
             progress=progress,
+            shard=shard,
         )
     )
     for item in items:
         item.scores = [next(scores) for _ in item.answers]
     for one in measured:
         if one.eval_set.exact_match == "generate" and "exact_match" in wanted[one.eval_set.name]:
-            _decode(model, tokenizer, one, batch_tokens, should_stop)
+            _decode(model, tokenizer, one, batch_tokens, should_stop, shard)
     return {
         one.eval_set.name: {name: MEASURES[name].function(one) for name in wanted[one.eval_set.name]}
         for one in measured
@@ -320,7 +325,14 @@ def _text_item(tokenizer: Any, row: Row, window: int) -> Item:
     return Item(row, answers, surviving_bytes=surviving_bytes(text, decoded))
 
 
-def _decode(model: Any, tokenizer: Any, measured: Measured, batch_tokens: int, should_stop: ShouldStop | None) -> None:
+def _decode(
+    model: Any,
+    tokenizer: Any,
+    measured: Measured,
+    batch_tokens: int,
+    should_stop: ShouldStop | None,
+    shard: Shard | None,
+) -> None:
     from eval_harness.scoring import generate
 
     items, _ = measured.kept()
@@ -333,6 +345,7 @@ def _decode(model: Any, tokenizer: Any, measured: Measured, batch_tokens: int, s
         longest,
         batch_tokens=batch_tokens,
         should_stop=should_stop,
+        shard=shard,
     )
     for item, ids in zip(items, new, strict=True):
         item.generated = ids

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from eval_harness.errors import Interrupted, ScoringError
+from eval_harness.sharding import Shard, spread
 
 CHUNK_ELEMENTS = 2**25  # float32 logits alive at once: 128 MiB
+SHARES = 4  # batches that each rank gets at least, where there are as many sequences
 
 ShouldStop = Callable[[], bool]
 Progress = Callable[[int, int], None]
@@ -63,6 +65,7 @@ def score(
     batch_tokens: int = 8192,
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> list[Score | None]:
     """Score the target tokens of every sequence; results in the order given.
 
@@ -72,6 +75,8 @@ def score(
         batch_tokens: tokens of a batch, padding counted; a longer sequence is a batch of its own.
         should_stop: asked before every batch.
         progress: called with (sequences done, sequences in all) after every batch.
+        shard: this process among several that pass the same sequences: each scores its part of the batches, and
+            all get all scores. Ranks are asked to stop each for itself: one that says so stops all in a few batches.
 
     Returns:
         One Score per sequence; None where the sequence is longer than the model's context: count it.
@@ -88,9 +93,14 @@ def score(
     done = len(sequences) - len(fitting)
     with torch.inference_mode(), eval_mode(model):
         logits_at = _logits_function(model, sequences[fitting[0]].input_ids)
-        for batch in batches(fitting, [len(s.input_ids) for s in sequences], batch_tokens):
+
+        def scored(batch: list[int]) -> list[Score]:
             _check_stop(should_stop)
-            scores = _score_batch(model, [sequences[i] for i in batch], logits_at)
+            return _score_batch(model, [sequences[i] for i in batch], logits_at)
+
+        lengths = [len(s.input_ids) for s in sequences]
+        jobs = list(batches(fitting, lengths, _fair(batch_tokens, [lengths[i] for i in fitting], shard)))
+        for batch, scores in spread(jobs, scored, shard):
             for i, result in zip(batch, scores, strict=True):
                 out[i] = result
             done += len(batch)
@@ -107,12 +117,14 @@ def generate(
     *,
     batch_tokens: int = 8192,
     should_stop: ShouldStop | None = None,
+    shard: Shard | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, batched with left padding; results in the order given.
 
     Args:
         prompts: token ids; padding is masked, its id is irrelevant.
         max_new_tokens: at most; fewer where the model's context ends before.
+        shard: as in `score`.
 
     Returns:
         The new ids, up to and including the first end token (the tokenizer's eos, and those that the
@@ -133,14 +145,16 @@ def generate(
     out: list[list[int]] = [[] for _ in prompts]
     ends = end_ids(model, tokenizer)
     with torch.inference_mode(), eval_mode(model):
-        # Prompts of the same room go together, so that what a row gets never depends on its neighbours.
-        for new_tokens in sorted(set(room)):
-            alike = [i for i, left in enumerate(room) if left == new_tokens]
-            for batch in batches(alike, [len(prompt) + new_tokens for prompt in prompts], batch_tokens):
-                _check_stop(should_stop)
-                texts = _generate_batch(model, [prompts[i] for i in batch], new_tokens, ends)
-                for i, ids in zip(batch, texts, strict=True):
-                    out[i] = ids
+
+        def decoded(job: tuple[int, list[int]]) -> list[list[int]]:
+            _check_stop(should_stop)
+            new_tokens, batch = job
+            return _generate_batch(model, [prompts[i] for i in batch], new_tokens, ends)
+
+        jobs = list(_by_room(prompts, room, batch_tokens, shard))
+        for (_, batch), texts in spread(jobs, decoded, shard):
+            for i, ids in zip(batch, texts, strict=True):
+                out[i] = ids
     return out
 
 
@@ -216,6 +230,22 @@ def _split(log_probs: list[float], hits: list[bool], counts: list[int]) -> Itera
         row = hits[at : at + count]
         yield Score(log_probs[at : at + count], row.index(False) if False in row else count)
         at += count
+
+
+def _by_room(
+    prompts: Sequence[list[int]], room: Sequence[int], batch_tokens: int, shard: Shard | None
+) -> Iterator[tuple[int, list[int]]]:
+    """Batches of prompts with the same room, so that what a row gets never depends on its neighbours."""
+    lengths = [len(prompt) + left for prompt, left in zip(prompts, room, strict=True)]
+    tokens = _fair(batch_tokens, lengths, shard)
+    for new_tokens in sorted(set(room)):
+        alike = [i for i, left in enumerate(room) if left == new_tokens]
+        yield from ((new_tokens, batch) for batch in batches(alike, lengths, tokens))
+
+
+def _fair(batch_tokens: int, lengths: Sequence[int], shard: Shard | None) -> int:
+    """Tokens of a batch small enough that no rank stands idle while another works on the only one."""
+    return batch_tokens if shard is None else max(1, min(batch_tokens, sum(lengths) // (SHARES * shard.world)))
 
 
 def _logits_function(model: Any, ids: list[int]) -> LogitsAt:

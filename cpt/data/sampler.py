@@ -7,6 +7,7 @@ exactly its shares. Row numbers follow from (seed, source, pass, step) alone; a 
 import hashlib
 import math
 from collections.abc import Iterator
+from itertools import accumulate
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -38,24 +39,60 @@ class MixedSampler(Sampler[int]):
         return self.steps * self.batch
 
     def __iter__(self) -> Iterator[int]:
-        streams = {name: self._endless(name) for name in self.sizes}
+        rows = {name: Turns(size, self.seed, name) for name, size in self.sizes.items()}
+        before = dict(zip(self.sizes, accumulate([0, *self.sizes.values()]), strict=False))
         for step in range(self.steps):
-            block = [next(streams[name]) for name, share in self.shares.items() for _ in range(share)]
+            block = [
+                before[name] + rows[name][step * share + i] for name, share in self.shares.items() for i in range(share)
+            ]
             if len(self.shares) > 1:  # rows of one origin must not gather in one micro-batch
-                block = [block[i] for i in _generator(self.seed, "block", step).permutation(self.batch)]
+                block = [block[i] for i in generator(self.seed, "block", step).permutation(self.batch)]
             yield from block
 
-    def _endless(self, name: str) -> Iterator[int]:
-        """One permutation of the source after another, as numbers of the concatenated dataset."""
-        names = list(self.sizes)
-        start = sum(self.sizes[other] for other in names[: names.index(name)])
-        turn = 0
-        while True:
-            yield from (_generator(self.seed, name, turn).permutation(self.sizes[name]) + start).tolist()
-            turn += 1
+
+class GroupSampler(Sampler[int]):
+    """Prompts of a rewarded stage: every prompt `group` times in a row, every generation batch `repeats` times.
+
+    size:    prompts.
+    group:   completions per prompt.
+    at_once: completions generated at a time, over all ranks; a multiple of `group`.
+    repeats: micro-batches that one generation serves; TRL takes the batch anew for each and splits it itself.
+    rounds:  generations in the stage.
+    As in `MixedSampler` an epoch is a count of prompts, not a border, and nothing needs saving.
+    """
+
+    def __init__(self, size: int, group: int, at_once: int, repeats: int, rounds: int, seed: int) -> None:
+        self.size, self.group, self.at_once = size, group, at_once
+        self.repeats, self.rounds, self.seed = repeats, rounds, seed
+
+    def __len__(self) -> int:
+        return self.rounds * self.repeats * self.at_once
+
+    def __iter__(self) -> Iterator[int]:
+        rows = Turns(self.size, self.seed, TASK)
+        prompts = self.at_once // self.group
+        for number in range(self.rounds):
+            drawn = [rows[number * prompts + i] for i in range(prompts)]
+            block = [row for row in drawn for _ in range(self.group)]
+            for _ in range(self.repeats):
+                yield from block
 
 
-def _generator(seed: int, name: str, count: int) -> np.random.Generator:
+class Turns:
+    """One permutation of a source after another, as a function of (seed, name, place): place n is row `turns[n]`."""
+
+    def __init__(self, size: int, seed: int, name: str) -> None:
+        self.size, self.seed, self.name = size, seed, name
+        self._turn, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, place: int) -> int:
+        turn, at = divmod(place, self.size)
+        if turn != self._turn:
+            self._turn, self._order = turn, generator(self.seed, self.name, turn).permutation(self.size)
+        return int(self._order[at])
+
+
+def generator(seed: int, name: str, count: int) -> np.random.Generator:
     """Counter-based: the same draw for the same key, whatever was drawn before."""
     key = hashlib.sha256(f"{seed}/{name}/{count}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16], dtype=np.uint64)))

@@ -32,6 +32,7 @@ class HFT(Method):
     embeddings: Literal["trained", "frozen"] = Field("trained", description="frozen saves most where tied")
     head: Literal["trained", "frozen"] = Field("trained", description="follows the embeddings where tied")
 
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
     owns_requires_grad: ClassVar[bool] = True
     absent: ClassVar[dict[str, Any]] = {"ratio": 1.0, "embeddings": "trained", "head": "trained"}
 

@@ -25,7 +25,8 @@ class Replay(Method):
 
     The share is exact: ratio x effective batch must be a whole number of rows and every batch holds that many,
     through epoch ends and resume; with packing it counts packed rows. General rows protect what the base
-    could do; rows of earlier stages protect those stages; neither protects the other.
+    could do; rows of earlier stages protect those stages; neither protects the other. In an rft stage, whose
+    batch is completions, the rows come on top: their mean token loss, times `weight`, is added to the policy's.
     """
 
     type: Literal["replay"] = "replay"
@@ -36,6 +37,7 @@ class Replay(Method):
     weight: float = Field(1.0, gt=0, description="factor on the token losses of replayed rows")
     name: Name = Field("replay", description="what logs call these rows; two replays need two names")
 
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
     absent: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)

@@ -39,7 +39,10 @@ class Step:
 
 
 class Tensors:
-    """Trainable tensors by name: their gradients, or the weights themselves."""
+    """Trainable tensors by name: their gradients, or the weights themselves. `map` writes; iteration is for reading.
+
+    Under DeepSpeed each tensor is gathered for the call, so a change made in place is lost.
+    """
 
     def __init__(self, parameters: dict[str, "nn.Parameter"], gradients: bool) -> None:
         self._parameters, self._gradients = parameters, gradients

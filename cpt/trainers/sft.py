@@ -1,26 +1,21 @@
-"""Train one sft or pretrain stage: rows to tokens, tokens to a plugged TRL trainer, and back."""
+"""Train one sft or pretrain stage: rows to tokens, tokens to a plugged SFTTrainer, and back."""
 
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
-from cpt.checkpoints import newest
 from cpt.data.collator import Collator
 from cpt.data.sampler import MixedSampler, steps_for
 from cpt.data.stage_data import TASK, StageData
 from cpt.data.tokens import TokenSettings
-from cpt.errors import ConfigError, DataError
+from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo
-from cpt.quiet import CALLBACKS
-from cpt.trainers.plug import plug
+from cpt.methods.step import Step
+from cpt.trainers.plug import Seam, plug
+from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
 
 _TOKEN_FIELDS = (
     "max_length",
@@ -32,15 +27,6 @@ _TOKEN_FIELDS = (
 )
 
 
-@dataclass
-class Trained:
-    """What a finished stage hands back: the model, to be saved and dropped, and what its record should say."""
-
-    model: Any
-    facts: dict[str, Any]
-    stopped: bool
-
-
 def token_settings(training: dict[str, Any], prompt: Any) -> TokenSettings:
     """The part of the trainer arguments that decides how rows become tokens."""
     given = {key: training[key] for key in _TOKEN_FIELDS if key in training}
@@ -48,61 +34,38 @@ def token_settings(training: dict[str, Any], prompt: Any) -> TokenSettings:
 
 
 def sft_config(training: dict[str, Any], folder: Path, seed: int) -> SFTConfig:
-    """TRL's arguments for a stage: the user's, over defaults that fit the machine, under what a stage decides.
-
-    Raises ConfigError for values that TRL refuses.
-    """
-    cuda = torch.cuda.is_available() and not training.get("use_cpu")
-    defaults: dict[str, Any] = {"logging_steps": 10, "disable_tqdm": True, "report_to": "none"}
-    if not cuda:  # TRL's defaults (bf16, checkpointing) are a GPU's and raise here
-        defaults |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    """SFTConfig of a stage. Raises ConfigError for values that TRL refuses."""
     decided = {
         # The rows are packed and masked already, by source: TRL must not do it again.
         "packing": False,
         "assistant_only_loss": False,
-        "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "save_strategy": "steps",
-        "eval_strategy": "no",
-        # NaN is watched on the device; the trainer's own filter waits for every step's loss.
-        "logging_nan_inf_filter": False,
     }
-    try:
-        config = SFTConfig(output_dir=str(folder), seed=seed, data_seed=seed, **(defaults | training | decided))
-        get_reporting_integration_callbacks(config.report_to)
-    except ValueError as error:  # a value that the field's type does not tell apart, e.g. a scheduler's name
-        raise ConfigError(f"training: TRL refuses these arguments: {error}") from error
-    return config
+    return arguments(SFTConfig, training, folder, seed, decided)
 
 
 def train(
-    model: Any,
+    open_model: Callable[[], Any],
     tokenizer: Any,
     data: StageData,
     stage: StageInfo,
     methods: Sequence[Method],
     training: dict[str, Any],
-    folder: Path,
-    should_stop: Callable[[], bool],
-    on_log: Callable[[dict[str, Any]], None],
+    session: Session,
 ) -> Trained:
-    """Run the stage in `folder` (checkpoints/, metrics.jsonl), from its newest checkpoint if there is one.
+    """Run the stage in the session's folder, from its newest checkpoint if there is one.
 
-    model comes in as the stage's parent left it and goes out trained. `stopped` is true when should_stop said
-    so: a checkpoint is then written. Raises TrainingError on a loss that is not a number, RunDirError on a
-    damaged checkpoint.
+    open_model gives the model as the stage's parent left it; it is called once the trainer's arguments exist,
+    for under ZeRO-3 they decide how weights are loaded. `stopped` of the outcome is true when the session asked
+    for a stop: a checkpoint is then written. Raises as `train_to_end`.
     """
-    torch.manual_seed(stage.seed)
-    for method in methods:
-        model = method.prepare_model(model, stage)
-    args = sft_config(training, folder / "checkpoints", stage.seed)
+    args = sft_config(training, session.checkpoints, stage.seed)
+    model = prepared(open_model, args, methods, stage)
     _check_attention(model, args, training)
     task_rows = stage.batch_rows - sum(data.quotas.values())
-    steps = args.max_steps if args.max_steps > 0 else steps_for(args.num_train_epochs, data.sizes[TASK], task_rows)
-    args.max_steps = steps
-    checkpoint = newest(folder / "checkpoints")
-    log = MetricsLog(folder / "metrics.jsonl", checkpoint, on_log)
-    trainer = plug(SFTTrainer)(
+    if args.max_steps <= 0:
+        args.max_steps = steps_for(args.num_train_epochs, data.sizes[TASK], task_rows)
+    trainer = plug(SFTTrainer, TokenSeam)(
         model=model,
         args=args,
         train_dataset=data.dataset(),
@@ -110,20 +73,12 @@ def train(
             tokenizer.pad_token_id, training.get("pad_to_multiple_of"), bool(training.get("packing"))
         ),
         processing_class=tokenizer,
-        sampler=MixedSampler(data.sizes, data.quotas, stage.batch_rows, steps, stage.seed),
+        sampler=MixedSampler(data.sizes, data.quotas, stage.batch_rows, args.max_steps, stage.seed),
         methods=methods,
         stage=stage,
         origins=data.names,
     )
-    for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in CALLBACKS]:
-        trainer.remove_callback(callback)
-    trainer.add_callback(_StageCallback(trainer, should_stop, log))
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.refuse_nan(weights=True)
-    facts = _facts(trainer, methods, steps, time.perf_counter() - started, checkpoint)
-    stopped = trainer.state.global_step < steps
-    return Trained(trainer.accelerator.unwrap_model(trainer.model), facts, stopped)
+    return train_to_end(trainer, methods, session, {})
 
 
 def _check_attention(model: Any, args: SFTConfig, training: dict[str, Any]) -> None:
@@ -136,70 +91,62 @@ def _check_attention(model: Any, args: SFTConfig, training: dict[str, Any]) -> N
         )
 
 
-def _facts(trainer: Any, methods: Sequence[Method], steps: int, seconds: float, checkpoint: Any) -> dict[str, Any]:
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    state = sum(t.numel() for entry in trainer.optimizer.state.values() for t in entry.values() if t.numel() > 1)
-    return {
-        "steps": steps,
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "train_seconds": round(seconds, 3),
-        "tokens": int(trainer._total_train_tokens),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "trained_parameters": trained,
-        "optimizer_state_elements": state,
-        "processes": trainer.accelerator.num_processes,
-        "distributed_type": trainer.accelerator.distributed_type.value,
-        "arguments": _plain(trainer.args.to_dict()),
-        "methods": {getattr(method, "name", method.type): method.facts() for method in methods},
-    }
+class TokenSeam(Seam):
+    """The seam of stages that learn tokens: all rows of a batch, the task's and added ones, share one forward."""
 
+    _total_train_tokens: int
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What JSON holds of the trainer's arguments, tokens and folders left out."""
-    simple = (bool, int, float, str, type(None))
-    own = {key: value for key, value in arguments.items() if isinstance(value, simple)}
-    return {key: value for key, value in own.items() if not key.endswith(("_token", "_dir")) and value == value}
+    def tokens_seen(self) -> int:
+        """Tokens of all batches so far, padding left out."""
+        return int(self._total_train_tokens)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Also counts what the whole effective batch holds, over all ranks: what sums are divided by."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if self._weighers or self._adders:
+            self._window = self._count(batches, device)
+        return batches, items
 
-class _StageCallback(TrainerCallback):
-    """Weight edits after each step, a checkpoint and a stop when asked, and lines for the log."""
+    def _count(self, batches: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, float]:
+        counts = torch.zeros(len(self._origins), 2, device=device)
+        for batch in batches:
+            learned = batch["labels"][:, 1:].ne(-100).sum(1)
+            per_row = torch.stack([learned, torch.ones_like(learned)], dim=1).to(counts)
+            counts.index_add_(0, batch["origin"].to(device), per_row)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        table = dict(zip(self._origins, counts.tolist(), strict=True))
+        window = {f"{name}_tokens": tokens for name, (tokens, _) in table.items()}
+        window |= {f"{name}_rows": rows for name, (_, rows) in table.items()}
+        tokens, rows = counts.sum(0).tolist()
+        return window | {"tokens": tokens, "rows": rows}
 
-    def __init__(self, trainer: Any, should_stop: Callable[[], bool], log: "MetricsLog") -> None:
-        self.trainer, self.should_stop, self.record = trainer, should_stop, log
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss, and what token weights and terms add to it.
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.edit_weights()
+        Times the number of ranks, because DDP and DeepSpeed average gradients.
+        """
+        origin, row = inputs.pop("origin"), inputs.pop("row")
+        loss = self._watched_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "attention_mask" not in inputs:  # TRL counts one packed row per micro-batch; here there are B
+            self._total_train_tokens += inputs["input_ids"].numel() - inputs["input_ids"].size(1)
+        if not (self._weighers or self._adders):
+            return loss
+        step = self._captured_step(model, origin, row)
+        return loss + (self._reweighed(step) + self._terms(step)) * self.accelerator.num_processes
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the finished model is committed next
-        elif self.should_stop():
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.record.add({"step": state.global_step, **kwargs["logs"]})
-
-
-class MetricsLog:
-    """metrics.jsonl of a stage: one JSON object a line; lines beyond the checkpoint resumed from are cut."""
-
-    def __init__(self, file: Path, checkpoint: Path | None, on_log: Callable[[dict[str, Any]], None]) -> None:
-        self.file, self.on_log = file, on_log
-        reached = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        kept = [line for line in read_metrics(file) if line["step"] <= reached]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Append one line and tell the listener."""
-        with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        self.on_log(line)
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; an unfinished last line (a kill) is left out."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    def _reweighed(self, step: Step) -> torch.Tensor:
+        """(product of weights - 1) x token loss: TRL's scalar, which holds weight 1, stays whole."""
+        factors = self._weights(step)
+        if factors is None:
+            return step.log_probs.new_zeros(())
+        token_loss = -step.log_probs
+        if self.args.loss_type == "dft":
+            token_loss = token_loss * step.log_probs.exp().detach()
+        return ((factors - 1.0) * token_loss).sum() / max(1.0, self._window["tokens"])

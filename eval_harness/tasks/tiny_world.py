@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "facts_heldout": "the third phrasing, withheld for every fifth person; test only",
     "sums": "a + b of 0 to 15 in three phrasings; test asks what training asked (recall)",
     "sums_heldout": "the 15 % of the pairs withheld from sums, in both orders; test only",
+    "sums_rewarded": "stream: the withheld pairs in two phrasings each, for an rft stage; test asks the third",
     "copy": "copy 3 to 5 letters; no test string occurs in training, in whatever order",
     "sort": "sort 3 to 5 letters; no test string occurs in training, in whatever order",
     "text": "short plain stories; no test story occurs in training",
@@ -145,6 +146,7 @@ def _build(name: str) -> dict[Split, list[Row]]:
         "facts_heldout": lambda: {"test": _facts(withheld=True)},
         "sums": lambda: _recall(_sums(withheld=False), "sums"),
         "sums_heldout": lambda: {"test": _sums(withheld=True)},
+        "sums_rewarded": _sums_rewarded,
         "text": _stories,
         "general": _general,
         "new_people": _new_people,
@@ -200,6 +202,14 @@ def _sums(withheld: bool) -> list[Row]:
         for a, b, phrasing in product(range(16), range(16), SUM_PHRASINGS)
         if ((min(a, b), max(a, b)) in hidden) == withheld
     ]
+
+
+def _sums_rewarded() -> dict[Split, list[Row]]:
+    """Pose two phrasings of each withheld pair, rotating; ask the third."""
+    withheld = _sums(withheld=True)
+    posed = [[withheld[i] for i in range(at, at + 3)] for at in range(0, len(withheld), 3)]
+    train = [pair[(index + shift) % 3] for index, pair in enumerate(posed) for shift in (0, 1)]
+    return {"train": train, "test": [pair[(index + 2) % 3] for index, pair in enumerate(posed)]}
 
 
 def _letters(name: str) -> dict[Split, list[Row]]:

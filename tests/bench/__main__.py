@@ -8,36 +8,38 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from cpt.run_dir import libraries, machine
-from tests.bench import commands
+from tests.bench import commands, two_ranks
 from tests.bench.figures import Figure, table
 
 OUT = commands.ROOT / "docs" / "evidence" / "bench.json"
 
 
-def sft_no_methods(repeats: int) -> list[Figure]:
-    """See tests.bench.training; imported late, for torch must not be here while a child's memory is measured."""
-    from tests.bench import training
-
-    return training.sft_no_methods(repeats)
+Measure = Callable[[int], list[Figure]]
 
 
-def hft(repeats: int) -> list[Figure]:
-    """As above."""
-    from tests.bench import training
+def late(module: str, name: str) -> Measure:
+    """`tests.bench.module.name`, imported when it is measured: torch must not be here before, see ITEMS."""
 
-    return training.half_fine_tuning(repeats)
+    def measure(repeats: int) -> list[Figure]:
+        return getattr(import_module(f"tests.bench.{module}"), name)(repeats)
+
+    return measure
 
 
 # In this order: what measures a child's memory comes before what makes this process large.
-ITEMS: dict[str, Callable[[int], list[Figure]]] = {
+ITEMS: dict[str, Measure] = {
     "start_up": commands.start_up,
     "quickstart": commands.quickstart,
-    "sft_no_methods": sft_no_methods,
-    "hft": hft,
+    "two_ranks": two_ranks.two_ranks,
+    "sft_no_methods": late("training", "sft_no_methods"),
+    "lora": late("training", "lora"),
+    "rft_no_methods": late("rewarded", "rft_no_methods"),
+    "hft": late("training", "half_fine_tuning"),
 }
 
 

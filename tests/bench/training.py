@@ -3,7 +3,7 @@
 At the half million parameters of the tiny world one would measure only the trainer's overhead.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,16 +16,26 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from trl import SFTConfig, SFTTrainer
 
 from cpt import resources
+from cpt.adapters.spec import DEFAULTS
 from cpt.data.stage_data import TASK, StageData
 from cpt.data.tokens import TokenRows
 from cpt.methods.base import Method, StageInfo
 from cpt.methods.hft import HFT
 from cpt.quiet import CALLBACKS, quiet
-from cpt.trainers.sft import train
+from cpt.trainers import sft
+from cpt.trainers.session import Session
 from tests.bench.figures import Figure, ratio_of
-from tests.bench.timing import StepEnd, Training, interleave, steps_for
+from tests.bench.timing import StepEnd, interleave, steps_for
 
-ROWS, BATCH, LENGTH, VOCABULARY = 64, 4, 128, 8192
+ROWS, BATCH, LENGTH = 64, 4, 128
+SHAPE: dict[str, Any] = {  # 64.7 million parameters
+    "vocab_size": 8192,
+    "hidden_size": 640,
+    "intermediate_size": 1728,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+}
 TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": 1e-4,
@@ -42,15 +52,23 @@ ON_CPU: dict[str, Any] = {
 
 def sft_no_methods(repeats: int) -> list[Figure]:
     """A cpt stage without methods against bare TRL: the same rows, arguments and weights."""
+    return [_against_trl("sft step, no methods / bare SFTTrainer", llama, repeats)]
+
+
+def lora(repeats: int) -> list[Figure]:
+    """A cpt stage that trains an adapter against bare TRL with the same PEFT model."""
+    return [_against_trl("LoRA sft step / bare SFTTrainer with the same PEFT model", adapted, repeats)]
+
+
+def _against_trl(name: str, open_model: Callable[[], Any], repeats: int) -> Figure:
     with TemporaryDirectory() as folder, quiet():
         steps = steps_for(repeats)
-        sides: dict[str, Training] = {
-            "cpt": partial(stage, Path(folder), steps, ()),
-            "trl": partial(bare, Path(folder), steps),
+        sides = {
+            "cpt": partial(stage, Path(folder), steps, open_model=open_model),
+            "trl": partial(bare, Path(folder), steps, open_model=open_model),
         }
         seconds, _ = interleave(sides, repeats)
-    name = "sft step, no methods / bare SFTTrainer"
-    return [ratio_of(name, seconds["cpt"], seconds["trl"], ("cpt", "trl"), most=1.03)]
+    return ratio_of(name, seconds["cpt"], seconds["trl"], ("cpt", "trl"), most=1.03)
 
 
 def half_fine_tuning(repeats: int) -> list[Figure]:
@@ -59,11 +77,11 @@ def half_fine_tuning(repeats: int) -> list[Figure]:
         steps = steps_for(repeats)
         frozen = HFT(embeddings="frozen", head="frozen")
         sides = {
-            "hft": partial(stage, Path(folder) / "hft", steps, [frozen]),
-            "full": partial(stage, Path(folder) / "full", steps, []),
+            "hft": partial(stage, Path(folder) / "hft", steps, methods=[frozen]),
+            "full": partial(stage, Path(folder) / "full", steps),
         }
         seconds, facts = interleave(sides, repeats)
-        trained = stage(Path(folder) / "trained", 2, [HFT()], lambda: False)
+        trained = stage(Path(folder) / "trained", 2, lambda: False, methods=[HFT()])
     state = {name: found["optimizer_state_elements"] for name, found in (facts | {"trained": trained}).items()}
     reported = trained["methods"]["hft"]["trained_share"]
     agreement = state["trained"] / state["full"] / reported
@@ -74,19 +92,29 @@ def half_fine_tuning(repeats: int) -> list[Figure]:
     ]
 
 
-def stage(folder: Path, steps: int, methods: Iterable[Method], step_end: StepEnd) -> dict[str, Any]:
-    """Train one stage as `cpt run` does, from rows that are tokens already; return its facts.
+def stage(
+    folder: Path,
+    steps: int,
+    step_end: StepEnd,
+    methods: Sequence[Method] = (),
+    open_model: Callable[[], Any] | None = None,
+    batch: int = BATCH,
+    world: int = 1,
+) -> dict[str, Any]:
+    """Train one sft stage as `cpt run` does, from rows that are tokens already; return its facts.
 
-    The stage asks at the end of every step but the last whether it should stop: that is where the clock hangs.
+    batch: rows of the effective batch, over all ranks. The stage asks at the end of every step but the last whether
+    it should stop: that is where the clock hangs.
     """
-    data = StageData(load=_no_sources)
+    data = StageData(load=no_sources)
     data.sources[TASK] = TokenRows(rows())
-    info = StageInfo(index=1, name="bench", kind="sft", seed=0, batch_rows=BATCH)
-    training = TRAINING | {"max_steps": steps}
-    return train(llama(), tokenizer(), data, info, list(methods), training, folder, step_end, lambda line: None).facts
+    info = StageInfo(index=1, name="bench", kind="sft", seed=0, batch_rows=batch, world=world)
+    training = TRAINING | {"max_steps": steps, "per_device_train_batch_size": batch // world}
+    session = Session(folder, step_end, lambda line: None)
+    return sft.train(open_model or llama, tokenizer(), data, info, methods, training, session).facts
 
 
-def bare(folder: Path, steps: int, step_end: StepEnd) -> None:
+def bare(folder: Path, steps: int, step_end: StepEnd, open_model: Callable[[], Any]) -> None:
     """Train with TRL alone: its own collator, sampler and loop."""
     args = SFTConfig(
         output_dir=str(folder / "trl"),
@@ -95,11 +123,14 @@ def bare(folder: Path, steps: int, step_end: StepEnd) -> None:
         **TRAINING,
         **ON_CPU,
     )
-    trainer = SFTTrainer(
-        model=llama(), args=args, train_dataset=rows(), processing_class=tokenizer(), callbacks=[_Probe(step_end)]
-    )
+    run(SFTTrainer(model=open_model(), args=args, train_dataset=rows(), processing_class=tokenizer()), step_end)
+
+
+def run(trainer: Any, step_end: StepEnd) -> None:
+    """Train a bare trainer to its end, without what it prints, and with the clock where a cpt stage has it."""
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in CALLBACKS]:
         trainer.remove_callback(callback)
+    trainer.add_callback(_Probe(step_end))
     trainer.train()
 
 
@@ -113,33 +144,38 @@ class _Probe(TrainerCallback):
         self.step_end()
 
 
-def llama() -> LlamaForCausalLM:
-    """12 layers, hidden 640, tied embeddings: 64.7 million random parameters, the same ones each time."""
+def llama(**shape: int) -> LlamaForCausalLM:
+    """A Llama of SHAPE, or what is said otherwise, with tied embeddings: random parameters, the same each time."""
+    known = tokenizer()
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=640,
-        intermediate_size=1728,
-        num_hidden_layers=12,
-        num_attention_heads=10,
-        num_key_value_heads=10,
         max_position_embeddings=LENGTH,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer().pad_token_id,
+        pad_token_id=known.pad_token_id,
+        eos_token_id=known.eos_token_id,
+        **(SHAPE | shape),
     )
     torch.manual_seed(0)
     return LlamaForCausalLM(config)
 
 
+def adapted() -> Any:
+    """That Llama under a LoRA with cpt's defaults (r 8 on every linear layer): 1.2 million parameters to train."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", **DEFAULTS))
+
+
 def tokenizer() -> Any:
-    """The tiny world's: trainers ask for one, no row of ours goes through it."""
+    """The tiny world's: trainers ask for one, and only prompts go through it."""
     return AutoTokenizer.from_pretrained(resources.model_path("tiny-world"))
 
 
 def rows() -> datasets.Dataset:
     """Random tokens, every one of them learned; no row needs padding."""
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, size=(ROWS, LENGTH)).tolist()
+    ids = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], size=(ROWS, LENGTH)).tolist()
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
-def _no_sources(sources: Any, place: str, most_rows: int | None) -> TokenRows:
+def no_sources(sources: Any, place: str, most_rows: int | None) -> TokenRows:
+    """For stages without methods that add rows. Raises ValueError when one asks for some."""
     raise ValueError(f"{place}: the bench's methods add no rows, but one asked for {sources}")

@@ -28,6 +28,14 @@ TRAINING = {
 }
 
 
+REWARDED = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7}
+
+
+def vowels(completions: list[str], **columns: Any) -> list[float]:
+    """Share of vowels: something that a model of random weights already varies in."""
+    return [sum(text.count(letter) for letter in "aeiou") / max(1, len(text)) for text in completions]
+
+
 @dataclass
 class Outcome:
     """Weights before and after, and the stage's facts."""
@@ -72,23 +80,34 @@ class Lab:
         world: int = 1,
         dropout: float = 0.0,
         extra: Sequence[Method] = (),
+        reward: Callable[..., Any] = vowels,
+        reference: Any = None,
         **training: Any,
     ) -> Outcome:
         """Train one stage. `methods` are as in YAML; `extra` are instances of methods made up by a test.
 
         stop_after: ask for a stop once so many steps are logged; run again with the same `folder` to resume.
+        reward, reference: of an rft stage.
         """
+        from cpt.data.prompted import prompted
         from cpt.data.sources import drawn, load_all
         from cpt.data.tokens import tokenise
         from cpt.train_stage import fresh_methods
-        from cpt.trainers.sft import token_settings, train
+        from cpt.trainers.session import Session
+        from cpt.trainers.sft import token_settings
 
         self.runs += 1
         folder = folder or self.folder / f"stage{self.runs}"
-        training = TRAINING | training
-        rows = TEXT_ROWS if kind == "pretrain" else TASK_ROWS
+        training = TRAINING | (REWARDED if kind == "rft" else {}) | training
         config = Stage.model_validate(
-            {"name": "lab", "kind": kind, "data": {"rows": rows}, "methods": list(methods), "training": training}
+            {
+                "name": "lab",
+                "kind": kind,
+                "data": {"rows": TEXT_ROWS if kind == "pretrain" else TASK_ROWS},
+                "methods": list(methods),
+                "rewards": [f"{__name__}:vowels"] if kind == "rft" else [],
+                "training": training,
+            }
         )
         settings = token_settings(training, "auto")
 
@@ -98,24 +117,32 @@ class Lab:
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)
         data = StageData(load)
-        data.sources[TASK] = load(config.data, "data")
+        if kind == "rft":
+            rows = load_all(config.data, None, "data").rows
+            data.sources[TASK] = prompted(rows, self.tokenizer, "auto", None, "data")
+        else:
+            data.sources[TASK] = load(config.data, "data")
         active = [*fresh_methods(config), *extra]
         for method in active:
             method.prepare_data(data, info)
         model = self.model(lora, attention_dropout=dropout)
         before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         lines: list[dict[str, Any]] = []
-        trained = train(
-            model,
-            self.tokenizer,
-            data,
-            info,
-            active,
-            training,
-            folder,
-            lambda: stop_after is not None and len(lines) >= stop_after - 1,
-            lines.append,
-        )
+
+        def stop() -> bool:
+            return stop_after is not None and len(lines) >= stop_after - 1
+
+        about = (lambda: model, self.tokenizer, data, info, active, training, Session(folder, stop, lines.append))
+        if kind == "rft":
+            from cpt.rewards.scoring import Scored
+            from cpt.trainers import rft
+
+            rewarding = rft.Rewarding([Scored(reward, reward.__name__, "lab")], [1.0], reference)
+            trained = rft.train(*about, rewarding)
+        else:
+            from cpt.trainers import sft
+
+            trained = sft.train(*about)
         after = {name: tensor.detach().clone() for name, tensor in trained.model.named_parameters()}
         return Outcome(before, after, trained.facts, trained.stopped, lines)
 

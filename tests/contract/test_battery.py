@@ -21,7 +21,7 @@ from tests.contract.lab import TASK_ROWS, Lab, distance, equal
 
 pytestmark = pytest.mark.contract
 
-KINDS = ("sft", "pretrain")
+KINDS = ("sft", "pretrain", "rft")
 EACH = [(name, kind) for name in CASES for kind in KINDS]
 SETTINGS = [s for case in CASES.values() for s in (case.settings, *case.also)]
 
@@ -76,12 +76,11 @@ def test_kill_and_resume_equals_uninterrupted(lab: Lab, tmp_path: Path, name: st
     assert equal(second.after, whole.after)
 
 
+@pytest.mark.parametrize("kind", ["sft", "rft"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_one_batch_equals_its_parts(lab: Lab, settings: dict[str, Any]) -> None:
-    shapes = [(4, 1), (2, 2), (1, 4)]
-    outcomes = [
-        lab.stage([settings], per_device_train_batch_size=b, gradient_accumulation_steps=a).after for b, a in shapes
-    ]
+def test_one_batch_equals_its_parts(lab: Lab, settings: dict[str, Any], kind: str) -> None:
+    shapes = [{"per_device_train_batch_size": b, "gradient_accumulation_steps": a} for b, a in ((4, 1), (2, 2), (1, 4))]
+    outcomes = [lab.stage([settings], kind, **shape).after for shape in shapes]
     assert distance(outcomes[0], outcomes[1]) < 2e-5  # rows differ in length: a mean of means is off by 1e-2
     assert distance(outcomes[0], outcomes[2]) < 2e-5
 
@@ -128,6 +127,17 @@ def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: 
     model, before = lab.model(), torch.random.get_rng_state()
     stage.methods[0].prepare_model(model, StageInfo(1, "s", "sft", seed=1, batch_rows=4))
     assert torch.random.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.vanishing])
+def test_vanishing_strength_leaves_the_policy_alone(lab: Lab, name: str) -> None:
+    """In rft a method's rows have a forward of their own, after the policy's: at 1e-30 nothing is left of them."""
+    faint = CASES[name].settings | (CASES[name].vanishing or {})
+    one = {"max_steps": 1, "weight_decay": 0.0, "dropout": 0.2}
+    with_it, plain = lab.stage([faint], "rft", **one), lab.stage(kind="rft", **one)
+    assert distance(with_it.before, with_it.after) > 1e-4
+    assert equal(with_it.after, plain.after)
+    assert not equal(with_it.after, lab.stage([CASES[name].settings], "rft", **one).after)
 
 
 class ReferencePass(Method):
@@ -192,6 +202,11 @@ def test_every_batch_holds_its_share(lab: Lab, tmp_path: Path, training: dict[st
 # ---- the seam's other hooks, by methods made up here ---------------------------------------------------------
 
 
+def without_first_row(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, a matrix with its first row zero."""
+    return tensor if tensor.ndim != 2 else torch.cat([torch.zeros_like(tensor[:1]), tensor[1:]])
+
+
 class Shrink(Method):
     """A penalty as a term, a gradient mask, and a weight edit, all of which can be checked exactly."""
 
@@ -209,9 +224,7 @@ class Shrink(Method):
     def edit_gradients(self, gradients: Tensors, stage: StageInfo) -> None:
         """Zero the first row of every matrix."""
         if self.mask:
-            for _, gradient in gradients:
-                if gradient.ndim == 2:
-                    gradient[0] = 0
+            gradients.map(lambda name, gradient: without_first_row(gradient))
 
     def edit_weights(self, weights: Tensors, stage: StageInfo) -> None:
         """Multiply everything; count the steps."""

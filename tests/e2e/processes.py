@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cpt.stream", "cpt.cli", "cpt.trainers.sft", "tests.e2e.sabotage"])
+_CONTEXT.set_forkserver_preload(["cpt.stream", "cpt.cli", "cpt.trainers.sft", "cpt.trainers.rft", "tests.e2e.sabotage"])
 
 
 def start(arguments: list[str], folder: Path, sabotage: tuple[Callable[..., None], Any] | None = None) -> Any:

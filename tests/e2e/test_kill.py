@@ -26,7 +26,7 @@ COMMAND = ["run", str(STREAM)]
 def bits(folder: Path) -> dict[str, str]:
     """Hash of every stage's weights and of the matrix."""
     (run,) = (folder / "runs").glob("small-*")
-    files = [*sorted(run.glob("stages/*/model/model.safetensors")), run / "matrix.json"]
+    files = [*sorted(run.glob("stages/*/model/**/*.safetensors")), run / "matrix.json"]
     return {file.relative_to(run).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -45,7 +45,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, s
     process.join(300)
     assert process.exitcode == 0, output(folder)
     found = bits(folder)
-    assert len(found) == 3
+    assert len(found) == 5
     return found, time.monotonic() - began
 
 
@@ -86,6 +86,10 @@ POINTS = [
     (sabotage.before_the_seal, 10),
     (sabotage.before_done, 1),
     (sabotage.before_done, 2),
+    (sabotage.before_done, 4),
+    (sabotage.inside_optimizer_step, 103),  # in the rewarded stage, between two generations
+    (sabotage.inside_optimizer_step, 118),  # in the adapter's
+    (sabotage.in_the_middle_of_a_checkpoint, 14),
     (sabotage.in_evaluation, 2),
     (sabotage.in_evaluation, 5),
     (sabotage.before_eval_done, 2),

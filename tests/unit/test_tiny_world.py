@@ -43,7 +43,8 @@ def letters(name, split):
 
 
 def test_rows_are_the_ones_the_shipped_model_was_trained_on():
-    everything = json.dumps([[name, split, rows(name, split)] for name, split in SPLITS])
+    older = [(name, split) for name, split in SPLITS if name != "sums_rewarded"]
+    everything = json.dumps([[name, split, rows(name, split)] for name, split in older])
     assert hashlib.sha256(everything.encode()).hexdigest() == GOLDEN
 
 
@@ -59,7 +60,8 @@ def test_no_letters_of_a_test_occur_in_training_in_any_order(name):
 
 
 def test_withheld_prompts_and_stories_occur_in_no_training_rows():
-    taught = set().union(*(prompts(name, split) for name, split in SPLITS if split == "train" and name != "text"))
+    training = {name for name, split in SPLITS if split == "train"} - {"text", "sums_rewarded"}
+    taught = set().union(*(prompts(name, "train") for name in training))
     for name in [*TEST_ONLY, *LETTER_TASKS, "new_people"]:
         assert not taught & prompts(name, "test"), name
     stories = {split: {normalised(row["text"]) for row in rows("text", split)} for split in ("train", "test")}
@@ -109,6 +111,17 @@ def test_new_people_are_new_and_each_of_their_facts_is_taught_twice():
     taught = [row["prompt"] for row in rows("new_people", "train")]
     assert len(taught) == len(set(taught)) == 2 * len(VALUES) * len(new)
     assert not any(person["name"] in prompt for person in base for prompt in taught)
+
+
+def test_rewarded_sums_are_the_withheld_ones_and_their_tests_are_posed_in_no_training():
+    posed, asked, withheld = (
+        prompts("sums_rewarded", "train"),
+        prompts("sums_rewarded", "test"),
+        prompts("sums_heldout", "test"),
+    )
+    assert (len(posed), len(asked)) == (70, 35)
+    assert not posed & asked
+    assert posed | asked == withheld
 
 
 def test_general_is_base_training_in_its_proportions():

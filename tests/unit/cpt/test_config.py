@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cpt import trainer_fields
+from cpt import trainer_fields, upstream_fields
 from cpt.config import Stream
 from cpt.errors import ConfigError
 from cpt.resources import bundled
@@ -155,7 +155,8 @@ def python(code: str, path: Path) -> str:
 
 
 def test_validation_needs_no_heavy_library(tmp_path: Path) -> None:
-    trainer_fields.known()  # the one thing that imports TRL, once per installed version, in another process
+    for home in {*trainer_fields.CONFIGS.values(), "peft:LoraConfig"}:
+        upstream_fields.known(home)  # the one thing that imports TRL or PEFT, once per version, in another process
     (tmp_path / "blocker.py").write_text(
         "import sys\n"
         "class Blocker:\n"
@@ -176,23 +177,24 @@ def test_validation_needs_no_heavy_library(tmp_path: Path) -> None:
 
 def test_field_names_are_read_once_and_kept(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    trainer_fields.known.cache_clear()
+    home = "trl:SFTConfig"
+    upstream_fields.known.cache_clear()
     try:
-        assert "learning_rate" in trainer_fields.known()
+        assert "learning_rate" in upstream_fields.known(home)
         assert "once per installed version" in capfd.readouterr().err
-        kept = json.loads(trainer_fields.cache_file().read_text())
+        kept = json.loads(upstream_fields.cache_file(home).read_text())
         assert kept["packing"] == "bool"
-        trainer_fields.known.cache_clear()
-        trainer_fields.known()
+        upstream_fields.known.cache_clear()
+        upstream_fields.known(home)
         assert capfd.readouterr().err == ""
     finally:
-        trainer_fields.known.cache_clear()
+        upstream_fields.known.cache_clear()
 
 
 def test_owned_fields_exist_upstream() -> None:
     """A field that TRL drops must leave our list too."""
-    gone = set(trainer_fields.OWNED) - set(trainer_fields.known())
-    assert gone == set()
+    known = set().union(*(upstream_fields.known(home) for home in trainer_fields.CONFIGS.values()))
+    assert set(trainer_fields.OWNED) - known == set()
 
 
 @pytest.mark.parametrize(

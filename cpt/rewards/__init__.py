@@ -1,0 +1,6 @@
+"""What a completion is worth: bundled rewards in TRL's own signature, their configuration, how they are asked."""
+
+from cpt.rewards.numbers import numeric
+from cpt.rewards.text import exact_match, format
+
+__all__ = ["exact_match", "format", "numeric"]

@@ -1,0 +1,254 @@
+"""Train one rft stage: prompts to completions to rewards, by a plugged GRPOTrainer.
+
+Paper: GRPO, arXiv 2402.03300; TRL's default loss is DAPO's, arXiv 2503.14476. Rows that methods add (replay) cost
+one forward and backward of their own per micro-batch.
+"""
+
+import json
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head
+
+from cpt.checkpoints import write_json
+from cpt.data.added import AddedRows, added_rows
+from cpt.data.collator import Collator
+from cpt.data.sampler import GroupSampler
+from cpt.data.stage_data import TASK, StageData
+from cpt.methods.base import Method, StageInfo
+from cpt.rewards.scoring import Scored
+from cpt.trainers.plug import Seam, plug
+from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
+
+REWARD_STATE = "rewards.json"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the policy is kept near: a model of its own, or (open_model None) the policy without its adapters."""
+
+    weight: float
+    open_model: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Rewarding:
+    """How completions are judged: the rewards with their weights, and the reference if there is one."""
+
+    rewards: Sequence[Scored]
+    weights: Sequence[float]
+    reference: Reference | None = None
+
+
+def grpo_config(training: dict[str, Any], folder: Path, seed: int, weights: Sequence[float]) -> GRPOConfig:
+    """GRPOConfig of a stage. Raises ConfigError for values that TRL refuses."""
+    return arguments(GRPOConfig, training, folder, seed, {"reward_weights": list(weights)})
+
+
+def rounds_for(args: Any, prompts: int) -> int:
+    """Generations after which every prompt was answered `num_train_epochs` times."""
+    return max(1, math.ceil(args.num_train_epochs * prompts * args.num_generations / args.generation_batch_size))
+
+
+def train(
+    open_model: Callable[[], Any],
+    tokenizer: Any,
+    data: StageData,
+    stage: StageInfo,
+    methods: Sequence[Method],
+    training: dict[str, Any],
+    session: Session,
+    rewarding: Rewarding,
+) -> Trained:
+    """Run the stage in the session's folder, from its newest checkpoint if there is one.
+
+    The task's rows are prompts (`cpt.data.prompted`), rows that methods added are token rows. As in sft, open_model
+    gives the model as the parent left it. Checkpoints and stops wait for the end of a generation: TRL forgets
+    completions that are not learned from yet. Raises as `train_to_end`, and TrainingError for a reward that
+    gives something that is no reward.
+    """
+    args: Any = grpo_config(training, session.checkpoints, stage.seed, rewarding.weights)
+    model = prepared(open_model, args, methods, stage)
+    prompts = data.sources[TASK].dataset
+    repeats = args.steps_per_generation * args.num_iterations
+    accumulation = args.gradient_accumulation_steps
+    if args.max_steps <= 0:
+        args.max_steps = math.ceil(rounds_for(args, len(prompts)) * repeats / accumulation)
+    rounds = math.ceil(args.max_steps * accumulation / repeats)
+    collator = Collator(tokenizer.pad_token_id)
+    trainer = plug(GRPOTrainer, RewardSeam)(
+        model=model,
+        args=args,
+        reward_funcs=list(rewarding.rewards),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        sampler=GroupSampler(
+            len(prompts), args.num_generations, args.generation_batch_size, repeats, rounds, stage.seed
+        ),
+        methods=methods,
+        stage=stage,
+        origins=data.names,
+        rewarding=rewarding,
+        added=added_rows(data, stage.seed, accumulation, args.world_size, collator),
+    )
+    trained = train_to_end(trainer, methods, session, {})
+    trained.facts["rewards"] = trainer.reward_facts()
+    return trained
+
+
+class RewardSeam(Seam):
+    """The seam of rewarded stages: TRL generates and judges; added rows get a forward of their own."""
+
+    processing_class: Any
+    ref_model: Any
+    temperature: float
+    reward_funcs: list[Scored]
+    _step: int  # micro-batches so far; TRL's name
+
+    def __init__(self, *args: Any, rewarding: Rewarding, added: AddedRows | None, **kwargs: Any) -> None:
+        self._added_rows, self._prompt_ids = added, list[list[int]]()
+        super().__init__(*args, **kwargs)
+        if rewarding.reference is not None:
+            self._keep_near(rewarding.reference)
+        if added is not None and self.temperature != 1.0:
+            _score_at_one(self.model, self.args.cast_lm_head_to_fp32)
+
+    def _keep_near(self, reference: Reference) -> None:
+        """TRL's KL term towards a reference of ours: its own choices are the stage's start, or an adapter alone."""
+        self.beta = reference.weight
+        if reference.open_model is None:
+            return  # TRL asks a PEFT model without its adapters
+        model = reference.open_model().eval().requires_grad_(False)
+        base = model.get_base_model() if is_peft_model(model) else model
+        add_fused_lm_head(base, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
+        if getattr(self, "is_deepspeed_enabled", False):
+            self.ref_model = prepare_deepspeed(model, self.accelerator)
+        elif getattr(self, "is_fsdp_enabled", False):
+            self.ref_model = prepare_fsdp(model, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    # ---- rows -----------------------------------------------------------------------------------------
+
+    def tokens_seen(self) -> int:
+        """Tokens of all prompts and completions so far, over all ranks."""
+        return int(self.state.num_input_tokens_seen)
+
+    def boundary(self, step: int) -> bool:
+        """True where the next step generates anew: completions that wait to be learned from are in no checkpoint."""
+        micro_batches = step * self.args.gradient_accumulation_steps
+        return micro_batches % (self.args.steps_per_generation * self.args.num_iterations) == 0
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._prompt_ids = [row["input_ids"] for row in inputs]
+        rows = [{key: value for key, value in row.items() if key != "input_ids"} for row in inputs]
+        return super()._generate_and_score_completions(rows)  # type: ignore[misc]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The ids that the rows came with: those that the evaluation generates from."""
+        return [list(ids) for ids in self._prompt_ids], None, {}
+
+    # ---- loss -----------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss, the terms of methods, and the mean token loss of added rows.
+
+        Times the number of ranks, because DDP and DeepSpeed average gradients.
+        """
+        loss = self._watched_loss(model, inputs, return_outputs, num_items_in_batch)
+        number = self.state.global_step
+        self._window = self._added_rows.window(number) if self._added_rows else {}
+        more = loss.new_zeros(())
+        if self._adders:
+            self._window |= self._completions(inputs)
+            origin = torch.zeros(len(inputs["advantages"]), dtype=torch.long, device=loss.device)
+            more = more + self._terms(self._captured_step(model, origin, origin))
+        micro = self._step % self.current_gradient_accumulation_steps
+        batch = self._added_rows.batch(number, micro, self.accelerator.process_index) if self._added_rows else None
+        if batch is not None:
+            more = more + self._added_loss(model, {key: value.to(loss.device) for key, value in batch.items()})
+        return loss + more * self.accelerator.num_processes
+
+    def _completions(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """Completions and their tokens in the effective batch; tokens as TRL counts them, a mean over a generation."""
+        share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return {
+            "task_tokens": float(inputs["num_items_in_batch"]) * share,
+            "task_rows": float(self._stage.batch_rows),
+        }
+
+    def _added_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        origin, row = batch.pop("origin"), batch.pop("row")
+        extra = {"unit_temperature": True} if self.temperature != 1.0 else {}
+        with self.accelerator.autocast():
+            out = model(**batch, fused_lm_head=True, **extra)
+        self._captured = (batch, out)
+        step = self._captured_step(model, origin, row)
+        factors = self._weights(step)
+        token_loss = -step.log_probs if factors is None else -step.log_probs * factors
+        value = token_loss.sum() / max(1.0, self._window["tokens"])
+        self._log_sum("added_rows_loss", value)
+        return value + self._terms(step)
+
+    # ---- rewards --------------------------------------------------------------------------------------
+
+    def reward_facts(self) -> dict[str, dict[str, Any]]:
+        """Per reward: how often it raised over all ranks, and the first error. All ranks must call it."""
+        mine = {reward.__name__: {"raised": reward.raised, "first": reward.first_error} for reward in self.reward_funcs}
+        ranks = gather_object([mine])
+        return {
+            name: {
+                "raised": sum(rank[name]["raised"] for rank in ranks),
+                "first": next((rank[name]["first"] for rank in ranks if rank[name]["first"]), None),
+            }
+            for name in mine
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name, facts in self.reward_facts().items():
+            if facts["raised"]:
+                logs[f"rewards/{name}/raised"] = facts["raised"]
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._states = gather_object([{reward.__name__: reward.state() for reward in self.reward_funcs}])
+        super()._save_checkpoint(model, trial)
+
+    def _save_own(self, folder: Path) -> None:
+        super()._save_own(folder)
+        write_json(folder / REWARD_STATE, self._states)
+
+    def _load_own(self, folder: Path) -> None:
+        super()._load_own(folder)
+        states = json.loads((folder / REWARD_STATE).read_text(encoding="utf-8"))[self.accelerator.process_index]
+        for reward in self.reward_funcs:
+            reward.restore(states[reward.__name__])
+
+
+def _score_at_one(model: Any, cast_lm_head_to_fp32: bool) -> None:
+    """Let `model(..., unit_temperature=True)` score at temperature 1 where TRL's head divides by the sampling one."""
+    causal = model.get_base_model() if is_peft_model(model) else model
+    sampling = causal.forward
+    add_fused_lm_head(causal, temperature=1.0, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
+    unit = causal.forward
+
+    def forward(self: Any, *args: Any, unit_temperature: bool = False, **kwargs: Any) -> Any:
+        return (unit if unit_temperature else sampling)(*args, **kwargs)
+
+    # `generate` checks its arguments against the signature, which TRL keeps too.
+    forward.__wrapped__ = type(causal).forward  # type: ignore[attr-defined]
+    causal.forward = types.MethodType(forward, causal)

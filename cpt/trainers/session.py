@@ -1,0 +1,213 @@
+"""What every trained stage shares around its trainer: arguments, checkpoints found, callbacks, log, facts."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
+
+from cpt.checkpoints import newest
+from cpt.errors import ConfigError, RunDirError
+from cpt.methods.base import Method, StageInfo
+from cpt.processes import check_launch
+from cpt.quiet import CALLBACKS
+from cpt.trainers import deepspeed
+
+
+@dataclass
+class Trained:
+    """What a finished stage hands back: the model, to be saved and dropped, and what its record should say.
+
+    trainer: the trainer itself, for gathering weights that are spread over processes.
+    """
+
+    model: Any
+    trainer: Any
+    facts: dict[str, Any]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a stage is trained and who is told: its folder, when to stop, who hears of log lines."""
+
+    folder: Path
+    should_stop: Callable[[], bool]
+    on_log: Callable[[dict[str, Any]], None]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer writes."""
+        return self.folder / "checkpoints"
+
+
+def arguments(config: type, training: dict[str, Any], folder: Path, seed: int, decided: dict[str, Any]) -> Any:
+    """TRL's arguments for a stage: the user's, over defaults that fit the machine, under what a stage decides.
+
+    Raises ConfigError for values that TRL refuses.
+    """
+    cuda = torch.cuda.is_available() and not training.get("use_cpu")
+    defaults: dict[str, Any] = {"logging_steps": 10, "disable_tqdm": True, "report_to": "none"}
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # what is not trained has no gradient to wait for
+        defaults["ddp_find_unused_parameters"] = False
+    if not cuda:  # TRL's defaults (bf16, checkpointing) are a GPU's and raise here
+        defaults |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    always = {
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "eval_strategy": "no",
+        # NaN is watched on the device; the trainer's own filter waits for every step's loss.
+        "logging_nan_inf_filter": False,
+    }
+    try:
+        made = config(output_dir=str(folder), seed=seed, data_seed=seed, **(defaults | training | always | decided))
+        get_reporting_integration_callbacks(made.report_to)
+    except ImportError as error:  # importlib.metadata's PackageNotFoundError among them
+        missing = getattr(error, "name", None) or str(error)
+        raise ConfigError(f"training: these arguments need a package that is not installed: {missing}") from error
+    except ValueError as error:  # a value that the field's type does not tell apart, e.g. a scheduler's name
+        raise ConfigError(f"training: TRL refuses these arguments: {error}") from error
+    return made
+
+
+def prepared(open_model: Callable[[], Any], args: Any, methods: Sequence[Method], stage: StageInfo) -> Any:
+    """The model as the stage's methods want it, on the weights that the stage starts from."""
+    deepspeed.meet(args)
+    torch.manual_seed(stage.seed)
+    model = open_model()
+    for method in methods:
+        model = method.prepare_model(model, stage)
+    return model
+
+
+def train_to_end(trainer: Any, methods: Sequence[Method], session: Session, more: dict[str, Any]) -> Trained:
+    """Run the trainer from its newest checkpoint, or from the start, to its last step or until a stop is asked for.
+
+    more: facts of the stage's kind. Raises TrainingError on a loss that is not a number, RunDirError on a
+    checkpoint that is damaged or was written by another number of processes.
+    """
+    checkpoint = newest(session.checkpoints)
+    if checkpoint is not None:
+        _refuse_other_world(checkpoint, trainer.args.world_size)
+    accelerator = trainer.accelerator
+    check_launch(
+        accelerator.distributed_type.value,
+        accelerator.num_processes,
+        deepspeed=bool(trainer.args.deepspeed),
+        fsdp=bool(trainer.args.fsdp),
+    )
+    main = trainer.accelerator.is_main_process
+    log = MetricsLog(session.folder / "metrics.jsonl", checkpoint, session.on_log) if main else None
+    for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in CALLBACKS]:
+        trainer.remove_callback(callback)
+    trainer.add_callback(_StageCallback(trainer, session.should_stop, log))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.refuse_nan(weights=True)
+    facts = _facts(trainer, methods, time.perf_counter() - started, checkpoint) | more
+    stopped = trainer.state.global_step < trainer.args.max_steps
+    return Trained(trainer.accelerator.unwrap_model(trainer.model), trainer, facts, stopped)
+
+
+def close(trained: Trained) -> None:
+    """Drop the trainer, its engine and the model; all ranks."""
+    trainer, trained.trainer, trained.model = trained.trainer, None, None
+    deepspeed.release(trainer)
+    trainer.accelerator.free_memory()
+
+
+def _refuse_other_world(checkpoint: Path, world: int) -> None:
+    """Every process keeps its random state in a checkpoint of its own: their number is that of the writers."""
+    writers = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    if writers != world:
+        raise RunDirError(
+            f"{checkpoint}: was written by {writers} processes, and {world} are running: a stage goes on with as many "
+            f"as it began with. Start {writers}, or delete {checkpoint.parent} to train the stage again from its start."
+        )
+
+
+def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: Any) -> dict[str, Any]:
+    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters()}
+    trained = sum(sizes[name] for name, p in trainer.model.named_parameters() if p.requires_grad)
+    facts = {
+        "steps": trainer.args.max_steps,
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "train_seconds": round(seconds, 3),
+        "tokens": trainer.tokens_seen(),
+        "parameters": sum(sizes.values()),
+        "trained_parameters": trained,
+        "processes": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "arguments": _plain(trainer.args.to_dict()),
+        "methods": {getattr(method, "name", method.type): method.facts() for method in methods},
+    }
+    if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed keeps it in shards
+        state = getattr(trainer.optimizer, "state", {})
+        facts["optimizer_state_elements"] = sum(
+            t.numel() for entry in state.values() for t in entry.values() if torch.is_tensor(t) and t.numel() > 1
+        )
+    return facts
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What JSON holds of the trainer's arguments, tokens and folders left out."""
+    simple = (bool, int, float, str, type(None))
+    own = {key: value for key, value in arguments.items() if isinstance(value, simple)}
+    return {key: value for key, value in own.items() if not key.endswith(("_token", "_dir")) and value == value}
+
+
+class _StageCallback(TrainerCallback):
+    """Weight edits after each step; checkpoints and stops at boundaries; lines for the log."""
+
+    def __init__(self, trainer: Any, should_stop: Callable[[], bool], log: "MetricsLog | None") -> None:
+        self.trainer, self.should_stop, self.record = trainer, should_stop, log
+        self.save_due = self.stop_due = False
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.edit_weights()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the finished model is committed next
+            return
+        self.stop_due = self.stop_due or self.should_stop()
+        self.save_due = self.save_due or control.should_save or self.stop_due
+        control.should_save = False
+        if self.save_due and self.trainer.boundary(state.global_step):
+            control.should_save, self.save_due = True, False
+            control.should_training_stop = self.stop_due
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.record is not None:
+            self.record.add({"step": state.global_step, **kwargs["logs"]})
+
+
+class MetricsLog:
+    """metrics.jsonl of a stage: one JSON object a line; lines beyond the checkpoint resumed from are cut."""
+
+    def __init__(self, file: Path, checkpoint: Path | None, on_log: Callable[[dict[str, Any]], None]) -> None:
+        self.file, self.on_log = file, on_log
+        reached = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        kept = [line for line in read_metrics(file) if line["step"] <= reached]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append one line and tell the listener."""
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.on_log(line)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; an unfinished last line (a kill) is left out."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,0 +1,87 @@
+"""Two real ranks agree, fail alike, measure as one, and one that dies ends the other in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tests.distributed.processes_worker import scores
+from tests.plugins import require
+
+pytestmark = pytest.mark.distributed
+
+
+def torchrun(root: Path, what: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    require("two_ranks", dist.is_available() and dist.is_gloo_available(), "torch was built without gloo")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "tests.distributed.processes_worker", what, str(folder)],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank wrote."""
+    folder = tmp_path_factory.mktemp("agree")
+    run = torchrun(root, "agree", folder)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_agree(answers: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(answers):
+        assert found["gather"] == [{"rank": 0}, {"rank": 1}]
+        assert found["broadcast"] == "from 0"
+        assert found["any"] == [True, False]
+        assert found["on_main"] == [0]
+        assert found["held"] == ([0] if rank == 0 else [])  # only the first took the lock
+        assert found["together"] == rank
+
+
+def test_ranks_end_with_the_same_error(answers: list[dict[str, Any]]) -> None:
+    zero, one = answers
+    assert zero["main_fails"] == ["ConfigError", ["a = 1: no", "b = 2: no"], False]
+    assert one["main_fails"] == ["ConfigError", ["a = 1: no", "b = 2: no"], True]
+    assert zero["one_fails"] == ["DataError", ["its own"], True]
+    assert one["one_fails"] == ["DataError", ["its own"], False]
+    assert zero["both_fail"] == ["DataError", ["of 0"], False]
+    assert one["both_fail"] == ["DataError", ["of 0"], True]
+    assert zero["main_breaks"][:2] == ["KeyError", ["'missing'"]]
+    assert one["main_breaks"][:2] == ["RuntimeError", ["process 0 of this run failed: KeyError: 'missing'"]]
+
+
+def test_ranks_measure_what_one_process_measures(
+    answers: list[dict[str, Any]], tiny_tokenizer: Any, tiny_llama: Any
+) -> None:
+    alone = scores(tiny_llama(), tiny_tokenizer)
+    assert answers[0]["scores"] == answers[1]["scores"]
+    for name, measures in alone.items():
+        for key, one in measures.items():
+            two = answers[0]["scores"][name][key]
+            assert list(two["per_item"]) == list(one["per_item"])
+            assert list(two["per_item"].values()) == pytest.approx(list(one["per_item"].values()), abs=1e-5)
+            assert two["value"] == pytest.approx(one["value"], abs=1e-5)
+            assert two["n"] == one["n"] == len(one["per_item"])
+
+
+def test_a_dead_rank_ends_the_other_in_words(root: Path, tmp_path: Path) -> None:
+    run = torchrun(root, "lost", tmp_path)
+    assert run.returncode != 0
+    survivor = json.loads((tmp_path / "survivor.json").read_text())
+    assert survivor["error"] == "TrainingError"
+    assert "another process of this run ended" in survivor["problems"][0]
+    assert survivor["seconds"] < 15  # noticed by the closed connection, not by a time-out
+    assert "exitcode  : -9" in run.stderr  # torchrun names the one that died

@@ -1,0 +1,151 @@
+"""What a reward teaches the tiny base about sums it gets wrong: docs/evidence/rewarded.md and its data beside it.
+
+    python -m tests.evidence.rewarded [--seeds 3] [--runs runs/evidence]
+
+About five minutes on one core for three seeds. Interrupted, the same command goes on.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+from cpt import Run, Stream, run
+from cpt.run_dir import libraries
+from cpt.trainers.session import read_metrics
+
+OUT = Path(__file__).parents[2] / "docs" / "evidence"
+REPLAY = {"type": "replay", "ratio": 0.25, "general": {"task": "tiny_world/general"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "reward alone": {},
+    "replay 25 %": {"methods": [REPLAY]},
+    "kl to the base": {"kl": {"to": "base", "weight": 0.1}},
+    "kl to the base + replay 25 %": {"kl": {"to": "base", "weight": 0.1}, "methods": [REPLAY]},
+    "LoRA r 8": {"adapter": "new", "training": {"learning_rate": 3e-3}},
+    "hft": {"methods": [{"type": "hft", "embeddings": "frozen"}]},
+}
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 64,
+    "num_generations": 8,
+    "max_completion_length": 4,
+    "max_steps": 100,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_steps": 50,
+}
+
+
+def streams(seed: int, runs: Path) -> dict[str, Stream]:
+    """One rewarded stage on the base, by variant."""
+    found = {}
+    for number, (name, changes) in enumerate(VARIANTS.items()):
+        stage = {
+            "name": "sums",
+            "kind": "rft",
+            "data": {"task": "tiny_world/sums_rewarded"},
+            "test": {"task": "tiny_world/sums_rewarded"},
+            "rewards": ["exact_match"],
+            **{key: value for key, value in changes.items() if key != "training"},
+            "training": changes.get("training", {}),
+        }
+        general = {name: {"task": f"tiny_world/{name}"} for name in ("facts", "copy", "sort")}
+        found[name] = Stream.parse(
+            {
+                "name": f"rewarded{number}-seed{seed}",
+                "model": "tiny-world",
+                "seed": seed,
+                "output_dir": str(runs),
+                "training": SETTINGS,
+                "stages": [stage],
+                "evaluation": {"general": general | {"known_sums": {"task": "tiny_world/sums"}}},
+            }
+        )
+    return found
+
+
+def figures(done: Run) -> dict[str, float]:
+    """Shares in per cent before and after the stage, the mean reward of its first and last quarter, its seconds."""
+    rows = json.loads((done.path / "matrix.json").read_text(encoding="utf-8"))["rows"]
+
+    def score(stage: int, name: str) -> float:
+        return 100 * rows[stage]["scores"][name]["exact_match"]["value"]
+
+    folder = done.find("sums")
+    rewards = [line["reward"] for line in read_metrics(folder.path / "metrics.jsonl") if "reward" in line]
+    quarter = len(rewards) // 4
+    found = {"before": score(0, "sums"), "after": score(1, "sums")}
+    found |= {f"{name} after": score(1, name) for name in ("known_sums", "facts", "copy", "sort")}
+    found |= {"first quarter": 100 * statistics.mean(rewards[:quarter])}
+    found |= {"last quarter": 100 * statistics.mean(rewards[-quarter:])}
+    return found | {"seconds": (folder.done() or {})["facts"]["train_seconds"]}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and the half-width of its 95 % t-interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+def table(data: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Markdown: one line a variant, means and intervals over seeds."""
+    lines = ["| | asked sums before | after | rise | reward, first quarter | last quarter | known sums | general |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, seeds in data.items():
+        general = [statistics.mean(seed[f"{key} after"] for key in ("facts", "copy", "sort")) for seed in seeds]
+        cells = [spread([seed[key] for seed in seeds]) for key in ("before", "after")]
+        cells.append(spread([seed["after"] - seed["before"] for seed in seeds]))
+        cells += [
+            spread([seed[key] for seed in seeds]) for key in ("first quarter", "last quarter", "known_sums after")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | {spread(general)} |")
+    return lines
+
+
+def main() -> None:
+    """Run what is not finished, then write the table and its data."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the tiny model's matrices are too small to share
+    data: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    for seed in range(arguments.seeds):
+        for name, stream in streams(seed, arguments.runs).items():
+            print(f"seed {seed}: {name}", flush=True)
+            data[name].append(figures(run(stream, say=lambda line: None)))
+    lines = table(data)
+    OUT.mkdir(parents=True, exist_ok=True)
+    about = {"seeds": arguments.seeds, "settings": SETTINGS, "variants": VARIANTS, "libraries": libraries()}
+    text = json.dumps(about | {"figures": data}, indent=1) + "\n"
+    (OUT / "rewarded.json").write_text(text, encoding="utf-8")
+    (OUT / "rewarded.md").write_text(PAGE.format(seeds=arguments.seeds, table="\n".join(lines)), encoding="utf-8")
+    print("\n".join(lines))
+
+
+PAGE = """# What a reward teaches: sums that the tiny base gets wrong
+
+Made by `python -m tests.evidence.rewarded`, {seeds} seeds; exact match and mean reward in per cent, mean and 95 %
+t-interval over seeds; settings and all figures in [rewarded.json](rewarded.json).
+
+One rft stage of 100 steps (about ten seconds) on the pairs withheld from the base's training, each posed in two of its
+three phrasings, eight completions a prompt, reward 1 for the right sum. *Asked sums* are the third phrasing of the same
+35 pairs: never rewarded, 54 % right before. *Known sums* are those the base was trained on, *general* is the mean of
+facts, copy and sort: what the stage should not cost.
+
+{table}
+
+The first row is the learnability row: the rise stands above zero by more than its interval. What is learned are these
+pairs: posing two thirds of the pairs leaves the other third where it was (tried at two learning rates, see the log).
+"""
+
+
+if __name__ == "__main__":
+    main()
