@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # By file: fixtures of a module are built once. (loadgroup has no effect under pytest 9.2 with xdist 3.8.)
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
-.PHONY: help env dev hooks quickstart test test-all check bench world fmt clean
+.PHONY: help env dev hooks quickstart test test-all check bench evidence world fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) -e .[dev]
+	$(PIP) -e .[dev,deepspeed,quant]
 	@touch $@
 
 hooks: $(VENV)/.dev ## run the fast checks before every commit

@@ -104,12 +104,13 @@ def export(
     run_dir: RunDir,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder to write")],
     stage: Annotated[str, typer.Option("--stage", help="name or number")],
+    merge: Annotated[bool, typer.Option("--merge", help="merge adapters into plain weights")] = False,
 ) -> None:
     """Copy a stage's model, with a model card of how it was made and what it scores."""
     from cpt.export import export as write
     from cpt.run_dir import Run
 
-    typer.echo(f"wrote {write(Run.open(run_dir), stage, to)}")
+    typer.echo(f"wrote {write(Run.open(run_dir), stage, to, merge)}")
 
 
 @app.command()

@@ -212,6 +212,13 @@ def stands_on_base(parent: Path, spec: ModelSpec, adapter: Adapter | None) -> bo
     return made.stage is None and not merges and not any(part.merged for part in made.adapters)
 
 
+def starts_as_parent(parent: Path, spec: ModelSpec, adapter: Adapter | None) -> bool:
+    """Whether a stage's model, its adapters switched off, is the parent's: then it is its own reference."""
+    if adapter is None or adapter.mode == "continue":
+        return False
+    return adapter.mode == "merge_then_new" or all(part.merged for part in _made_of(parent, spec).adapters)
+
+
 def context_length(spec: ModelSpec) -> int | None:
     """Tokens that the base was made for; None where its configuration does not say."""
     from transformers import AutoConfig

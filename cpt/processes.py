@@ -198,7 +198,7 @@ def readable_rank_errors(processes: Processes) -> Iterator[None]:
         raise TrainingError(
             f"process {processes.rank}: another process of this run ended or does not answer (its own message says "
             "why); run the same command again: it goes on from the last checkpoint. "
-            f"({str(error).splitlines()[0]})"
+            f"({str(error).splitlines()[0].split('. ')[0]})"
         ) from error
 
 
@@ -215,7 +215,7 @@ def _launched(environ: Any) -> int:
         raise ConfigError(f"{several[0]}: a launch by mpirun is not supported. Start with {HOW}.")
     if environ.get("MASTER_ADDR") and "ACCELERATE_USE_CPU" in environ:  # its launcher of one process sets both
         raise ConfigError(
-            "accelerate was asked for several processes and started one: on a CPU, `--cpu`, `--multi_cpu` and "
+            "accelerate was asked for several processes and started one: on a CPU, `--cpu` and "
             f"distributed_type: MULTI_CPU do that, without a word. Use {HOW}."
         )
     return 1

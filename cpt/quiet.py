@@ -19,6 +19,12 @@ WARNINGS = (
     "'pin_memory' argument is set as true but no accelerator is found",
 )
 LOGGED = {
+    # A kernel that is missing on this processor; another of the same result is used.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # Said by every 8-bit layer in every forward pass.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    # Installed, DeepSpeed says on every import that there is no GPU.
+    "DeepSpeed": "Setting accelerator to CPU",
     # A tied head is saved once, as the embedding; the trainer's loader notes its absence on every resume.
     "transformers.trainer": "There were missing keys in the checkpoint model loaded: ['lm_head.weight']",
 }

@@ -11,7 +11,7 @@ from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
-from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base
+from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base, starts_as_parent
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
@@ -168,12 +168,12 @@ def _rewarding(stream: Stream, here: StageInputs, parent: Path) -> "Rewarding":
     ]
     weights = [reward.weight for reward in here.stage.rewards]
     kl, reference = here.stage.kl, None
-    if kl.to == "previous":
-        reference = Reference(kl.weight, lambda: open_model(parent, stream.model))
-    elif kl.to == "base" and stands_on_base(parent, stream.model, here.stage.adapter):
-        reference = Reference(kl.weight)
-    elif kl.to == "base":
-        reference = Reference(kl.weight, lambda: open_model(None, stream.model))
+    if kl.to != "off":
+        to_base = kl.to == "base"
+        is_its_own = stands_on_base if to_base else starts_as_parent
+        free = is_its_own(parent, stream.model, here.stage.adapter)
+        start = None if to_base else parent
+        reference = Reference(kl.weight, None if free else lambda: open_model(start, stream.model))
     return Rewarding(rewards, weights, reference)
 
 

@@ -50,6 +50,8 @@ OWNED = {
     "enable_jit_checkpoint": "SIGTERM writes a checkpoint already",
     "label_names": "the stage prepares its own rows",
     "local_rank": "the launcher decides",
+    "ddp_backend": "the processes have met before the trainer begins",
+    "ddp_timeout": "the processes have met before the trainer begins",
     "debug": "tracks what only trainer evaluation and TPUs have",
     "eval_delay": "measured after the stage by `evaluation`",
     "per_device_eval_batch_size": "measured after the stage by `evaluation`",

@@ -17,6 +17,8 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 REQUIREMENTS = {
     "shared": "the research data beside the checkout, or where CPT_SHARED points",
+    "bitsandbytes": "the package bitsandbytes: pip install cpt[quant]",
+    "deepspeed": "the package deepspeed, g++ and ninja: pip install cpt[deepspeed]",
     "two_ranks": "torch.distributed with gloo, two processes on this machine",
 }
 

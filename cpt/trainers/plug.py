@@ -234,7 +234,11 @@ class Seam:
                 method.load_state_dict(load_file(file))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        kept = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != kept[name]:  # PEFT makes adapters float32 that TRL trains in bfloat16
+                parameter.data = parameter.data.to(kept[name])
         if self._adapters:  # the trainer leaves one adapter active
             self.model.base_model.set_adapter(self._adapters)
         self._assert_trainable()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ REWARDED = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7
 def vowels(completions: list[str], **columns: Any) -> list[float]:
     """Share of vowels: something that a model of random weights already varies in."""
     return [sum(text.count(letter) for letter in "aeiou") / max(1, len(text)) for text in completions]
+
+
+@contextmanager
+def scripted() -> Iterator[None]:
+    """Completions that follow from the prompt and their place in its group: equal on any number of ranks."""
+    from trl import GRPOTrainer
+
+    def script(self: Any, prompts: list[list[int]], *rest: Any) -> tuple[list[list[int]], None]:
+        first = self.accelerator.process_index * len(prompts)
+        places = [(first + i) % self.num_generations for i in range(len(prompts))]
+        return [
+            [10 + (7 * sum(ids) + 13 * place + 5 * t) % 1000 for t in range(1 + (sum(ids) + place) % 5)]
+            for ids, place in zip(prompts, places, strict=True)
+        ], None
+
+    sampled = GRPOTrainer._generate_single_turn
+    GRPOTrainer._generate_single_turn = script
+    try:
+        yield
+    finally:
+        GRPOTrainer._generate_single_turn = sampled
 
 
 @dataclass

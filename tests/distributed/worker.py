@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.contract.lab import Lab
+from tests.contract.lab import Lab, scripted
 from tests.distributed.stages import STAGES
 
 
@@ -24,7 +24,8 @@ def main(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained("cpt/assets/tiny_world")
     lab = Lab(folder, tokenizer, partial(llama, tokenizer))
     for name, (methods, kind, lora) in STAGES.items():
-        outcome = lab.stage(methods, kind=kind, lora=lora, world=2, per_device_train_batch_size=2, save_steps=100)
+        with scripted():
+            outcome = lab.stage(methods, kind=kind, lora=lora, world=2, per_device_train_batch_size=2, save_steps=100)
         if dist.get_rank() == 0:
             save_file({k: v.contiguous() for k, v in outcome.after.items()}, folder / f"{name}.safetensors")
             keep = ("processes", "distributed_type", "methods")

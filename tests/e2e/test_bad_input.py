@@ -139,6 +139,14 @@ def test_every_exit_code_is_documented() -> None:
 
 # ---- what a user writes: refused before anything is made ----------------------------------------------------
 
+
+def rewarded(**changes: Any) -> Raw:
+    """A second stage that is rewarded, four completions at a time."""
+    task = {"task": "tiny_world/sums_rewarded"}
+    training = {"num_generations": 2, "max_completion_length": 4} | changes.pop("training", {})
+    return {"name": "two", "kind": "rft", "data": task, "rewards": ["exact_match"], "training": training} | changes
+
+
 WRITTEN = {
     "method": ("stages.1.methods", [{"type": "repley"}], "stages.1.methods.0.type = 'repley'", "mean 'replay'?"),
     "field": ("training.learning_rat", 0.1, "training.learning_rat = 0.1", "mean 'learning_rate'?"),
@@ -194,6 +202,47 @@ WRITTEN = {
         [{"type": "replay", "ratio": 0.5, "earlier": ["on"]}],
         "stages.1.methods.0.earlier = ['on']",
         "mean 'one'?",
+    ),
+    "no reward": ("stages.1.kind", "rft", "stages.1.rewards = []", "exact_match, numeric, format or a path"),
+    "unknown reward": (
+        "stages.1",
+        rewarded(rewards=["exact_mach"]),
+        "stages.1.rewards.0.type = 'exact_mach'",
+        "mean 'exact_match'?",
+    ),
+    "a reward twice": (
+        "stages.1",
+        rewarded(rewards=["numeric", {"type": "numeric", "weight": 0.5}]),
+        "stages.1.rewards.1 = 'numeric'",
+        "give one a `name:`",
+    ),
+    "group size": (
+        "stages.1",
+        rewarded(training={"num_generations": 3}),
+        "stages.1.training.num_generations = 3",
+        "must divide the 4 completions generated at a time",
+    ),
+    "group of one": (
+        "stages.1",
+        rewarded(training={"num_generations": 1}),
+        "stages.1.training.num_generations = 1",
+        "must be at least 2",
+    ),
+    "beta": ("stages.1", rewarded(training={"num_generations": 2, "beta": 0.1}), "stages.1.training.beta", "`kl:`"),
+    "a reward in sft": ("stages.1.rewards", ["numeric"], "stages.1.rewards", "only in kind: rft"),
+    "kl in sft": ("stages.1.kl", "base", "stages.1.kl = 'base'", "only in kind: rft"),
+    "nothing to continue": ("stages.1.adapter", "continue", "stages.1.adapter = 'continue'", "trained full weights"),
+    "lora on the head": (
+        "stages.1.adapter",
+        {"mode": "new", "lora": {"target_modules": ["q_proj", "lm_head"]}},
+        "stages.1.adapter.lora.target_modules = 'lm_head'",
+        "Leave it out",
+    ),
+    "full weights in 4 bits": (
+        "model",
+        {"path": "tiny-world", "quantization": "4bit"},
+        "stages.0.adapter",
+        "give adapter: new",
     ),
 }
 
@@ -302,6 +351,71 @@ def test_arguments_that_trl_refuses_stop_before_the_first_stage(desk: Desk) -> N
     assert not list(desk.runs.glob("*/stages/*/DONE"))
 
 
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"type": "no_such_package.rewards:helpful"}, "there is no module no_such_package"),
+        ({"type": "os.path:no_such_function"}, "os.path has no no_such_function"),
+        ({"type": "tests.e2e.test_bad_input:needs_a_column"}, "needs difficulty"),
+    ],
+)
+def test_a_reward_of_yours_that_cannot_be_asked(desk: Desk, reward: Raw, said: str) -> None:
+    desk.stream["stages"][1] = rewarded(rewards=[reward])
+    ended = desk.cpt("run")
+    assert (ended.code, len(ended.errors)) == (2, 1), ended.err
+    assert ended.errors[0].startswith("stages.1.rewards.0 = ")
+    assert said in ended.errors[0]
+    assert not list(desk.runs.glob("*/stages/*/DONE"))
+
+
+def needs_a_column(completions: list[str], difficulty: list[int], **columns: Any) -> list[float]:
+    """No stage's rows bring it."""
+    return [float(n) for n in difficulty]
+
+
+def test_lora_that_fits_no_module_of_the_model(desk: Desk) -> None:
+    desk.stream["stages"][1]["adapter"] = {"mode": "new", "lora": {"target_modules": ["query"]}}
+    ended = desk.cpt("run")
+    assert (ended.code, len(ended.errors)) == (2, 1), ended.err
+    assert ended.errors[0].startswith("stages.1.adapter.lora")
+    assert "query" in ended.errors[0]
+    assert not list(desk.runs.glob("*/stages/*/DONE"))
+
+
+def test_an_adapter_of_another_base(desk: Desk) -> None:
+    """Trained in one run, given to a stream over another model."""
+    desk.stream["stages"] = [stage("one", "reverse", adapter="new")]
+    assert desk.cpt("run").code == 0
+    made = desk.run / "stages" / "01_one" / "model"
+    other = desk.world(lambda config, tokenizer: None)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(Path(other) / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, Path(other) / "model.safetensors")
+    desk.stream["name"] = "other"
+    desk.stream["model"] = {"path": other, "adapter": str(made)}
+    desk.stream["stages"] = [stage("one", "reverse", adapter="continue")]
+    ended = desk.cpt("run")
+    assert ended.code == 2
+    assert ended.errors[0].startswith(f"model.adapter = {str(made)!r}")
+    assert not list(desk.runs.glob("other-*/stages/*/DONE"))
+
+
+def test_a_checkpoint_of_another_number_of_processes(stopped: Desk) -> None:
+    """As two processes leave it: each keeps its random state in a file of its own."""
+    from cpt.checkpoints import SEAL, seal
+
+    checkpoint = stopped.run / "stages/02_two/checkpoints/checkpoint-4"
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    shutil.copyfile(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+    (checkpoint / SEAL).unlink()
+    seal(checkpoint)
+    ended = stopped.cpt("run")
+    assert ended.code == 3
+    assert "was written by 2 processes, and 1 are running" in ended.errors[0]
+    assert "Start 2, or delete" in ended.errors[0]
+
+
 # ---- the run directory --------------------------------------------------------------------------------------
 
 
@@ -340,7 +454,7 @@ def stopped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
     def stop_in_two(line: str) -> None:
         said.append(line)
-        if "step 3" in line and any("two: sft from one" in earlier for earlier in said):
+        if "step 3" in line and any("two: sft from 01_one" in earlier for earlier in said):
             os.kill(os.getpid(), signal.SIGTERM)
 
     said: list[str] = []

@@ -19,7 +19,7 @@ from tests.e2e.processes import cpt, output, start
 pytestmark = pytest.mark.e2e
 
 SEED = 20261122  # of the ten moments; a failure prints the moment it drew
-STREAM = Path(__file__).with_name("stream.yaml")
+STREAM = Path(__file__).with_name("every_kind.yaml")
 COMMAND = ["run", str(STREAM)]
 
 

@@ -10,6 +10,7 @@ In a page, an HTML comment right before a block says what the block is:
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +29,8 @@ import yaml
 
 from tests.conftest import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+FOLDERS = (ROOT / "docs", ROOT / "launch")
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(page for f in FOLDERS for page in f.rglob("*.md"))])
 NOT_RUN = 0  # Python blocks that say they must not run; a new one is a decision, made here
 NO_DEFAULT = object()
 
@@ -165,15 +169,28 @@ def test_the_method_that_the_page_writes_runs(tmp_path: Path) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(place, words) of every console line that starts with `$ `, and of inline code that starts a command."""
+    """(place, words) of every console line that starts with `$ `, and of inline code that starts a command.
+
+    What a launcher starts, `torchrun ... -m cpt run STREAM`, is the command `cpt run STREAM`.
+    """
     found = []
     for page in PAGES:
         place = str(page.relative_to(ROOT))
         lines = [line[2:] for b in blocks(page) if b.language == "console" for line in b.text.splitlines()]
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         lines += [span for span in re.findall(r"`([^`]+)`", text) if re.match(r"(cpt|python -m|make) \w", span)]
-        found += [(place, shlex.split(line, comments=True)) for line in lines]
+        found += [(place, as_cpt(shlex.split(line, comments=True))) for line in lines]
     return found
+
+
+def as_cpt(words: list[str]) -> list[str]:
+    """Without the launcher before `-m cpt`; a file of ours that it names must be there."""
+    at = next((i for i, pair in enumerate(pairwise(words)) if pair == ("-m", "cpt")), None)
+    if at is None:
+        return words
+    ours = [word for word in words[:at] if word.startswith("launch/")]
+    assert [file for file in ours if not (ROOT / file).is_file()] == []
+    return words[at + 1 :]
 
 
 def cpt_options() -> dict[str, set[str]]:
@@ -199,7 +216,7 @@ def test_commands_exist() -> None:
     seen = set()
     for place, words in commands():
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
-        if words[0] == "cpt":
+        if words[0] == "cpt" and len(words) > 1:
             for name in "".join(words[1:]).split(",") if words[1].endswith(",") else [words[1]]:
                 if name.isupper():  # `cpt COMMAND --help`
                     continue
@@ -265,34 +282,42 @@ def defaults(model: Any) -> dict[str, Any]:
 
 
 def assert_table_is(text: str, heading: str, expected: dict[str, Any]) -> None:
+    """The keys in their order, each with its default: a value, `required`, or words that say what null means."""
     documented = table(text, heading)
     assert list(documented) == list(expected), heading
     for name, value in expected.items():
-        shown = NO_DEFAULT if documented[name] == "required" else yaml.safe_load(documented[name])
-        assert shown == value, f"{heading}: {name} has the default {value!r}, the page says {documented[name]!r}"
+        said = documented[name]
+        shown: Any = None if " " in said else said if said == value else yaml.safe_load(said)  # `off` is a name here
+        shown = NO_DEFAULT if said == "required" else shown
+        assert shown == value, f"{heading}: {name} has the default {value!r}, the page says {said!r}"
 
 
-SECTIONS = {
-    "Stream": "Stream",
-    "Model": "ModelSpec",
-    "Tokenizer": "TokenizerSpec",
-    "Stage": "Stage",
-    "Source": "Source",
-    "Evaluation": "Evaluation",
-    "Evaluation set": "EvalSource",
-    "Retention": "Retention",
+SECTIONS = {  # of config.md, or (page, heading)
+    "Stream": "cpt.config:Stream",
+    "Model": "cpt.config:ModelSpec",
+    "Tokenizer": "cpt.config:TokenizerSpec",
+    "Stage": "cpt.config:Stage",
+    "KL": "cpt.config:KL",
+    "Source": "cpt.config:Source",
+    "Evaluation": "cpt.config:Evaluation",
+    "Evaluation set": "cpt.config:EvalSource",
+    "Retention": "cpt.config:Retention",
+    ("adapters.md", "Fields"): "cpt.adapters.spec:Adapter",
+    ("rewards.md", "Rewards"): "cpt.rewards.spec:Reward",
 }
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
-def test_every_key_and_default_is_documented(heading: str) -> None:
-    from cpt import config
+@pytest.mark.parametrize("section", SECTIONS, ids=str)
+def test_every_key_and_default_is_documented(section: str | tuple[str, str]) -> None:
+    from cpt.config import Source
 
-    expected = defaults(getattr(config, SECTIONS[heading]))
+    page, heading = section if isinstance(section, tuple) else ("config.md", section)
+    home, _, name = SECTIONS[section].partition(":")
+    expected = defaults(getattr(import_module(home), name))
     if heading == "Evaluation set":
-        inherited = defaults(config.Source)
+        inherited = defaults(Source)
         expected = {name: value for name, value in expected.items() if inherited.get(name, NO_DEFAULT) != value}
-    assert_table_is(page_text("config.md"), heading, expected)
+    assert_table_is(page_text(page), heading, expected)
 
 
 def models(of: Any) -> set[str]:
@@ -311,7 +336,7 @@ def models(of: Any) -> set[str]:
 def test_every_part_of_a_stream_has_a_section() -> None:
     from cpt.config import Stream
 
-    assert models(Stream) - {"Method"} == set(SECTIONS.values())
+    assert models(Stream) - {"Method"} == {home.partition(":")[2] for home in SECTIONS.values()}
 
 
 def test_fields_decided_elsewhere_are_documented() -> None:
@@ -319,6 +344,32 @@ def test_fields_decided_elsewhere_are_documented() -> None:
 
     text = page_text("config.md")
     assert [name for name in OWNED if f"`{name}`" not in text] == []
+
+
+def test_every_reward_and_its_arguments_are_documented() -> None:
+    from cpt.rewards.spec import BUNDLED
+
+    text = page_text("rewards.md")
+    part = text.split("## Bundled rewards")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", part, re.MULTILINE)
+    assert {name for name, _ in rows} == set(BUNDLED)
+    for name, said in rows:
+        options = [p.name for p in inspect.signature(BUNDLED[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert [option for option in options if not re.search(rf"`{option}\b", said)] == []
+
+
+def test_what_a_reward_is_given_is_documented() -> None:
+    from cpt.train_stage import COLUMNS
+
+    given = set(table(page_text("rft.md"), "Rows"))
+    assert given == {"completions", "prompts"} | set(COLUMNS) - {"prompt"}
+
+
+def test_every_launch_file_is_listed() -> None:
+    text = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+    files = [file for kind in ("yaml", "json") for file in (ROOT / "launch").rglob(f"*.{kind}")]
+    assert files
+    assert [file.name for file in files if f"`{file.relative_to(ROOT / 'launch').as_posix()}`" not in text] == []
 
 
 @cache

@@ -73,6 +73,7 @@ def test_wheel_holds_what_a_user_names(root: Path, wheel: Path) -> None:
 
     expected = placed("recipes/*.yaml", "cpt/bundled/") | placed("recipes/*.py", "cpt/bundled/")
     expected |= placed("launch/accelerate/*.yaml", "cpt/bundled/")
+    expected |= placed("launch/deepspeed/*.json", "cpt/bundled/")
     expected |= placed("cpt/assets/tiny_world/*") | placed("eval_harness/suites/*.yaml")
     expected |= placed("cpt/**/*.py") | placed("eval_harness/**/*.py")
     assert expected - names(wheel) == set()
@@ -111,7 +112,7 @@ def test_installed_command_validates_a_bundled_recipe(python: Path, tmp_path: Pa
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("name", "world"), [("one_process_cpu", 1)])
+@pytest.mark.parametrize(("name", "world"), [("one_process_cpu", 1), ("two_processes_cpu", 2)])
 def test_launch_file_starts_as_many_ranks_as_it_says(
     root: Path, tmp_path: Path, require, name: str, world: int
 ) -> None:

@@ -29,6 +29,7 @@ from cpt.models import (
     open_model,
     save_model,
     stands_on_base,
+    starts_as_parent,
 )
 from cpt.run_dir import Run
 from eval_harness import quantization
@@ -36,9 +37,12 @@ from eval_harness.loading import load_model
 
 ROWS = [{"prompt": "a", "completion": "b"}]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
-bitsandbytes = pytest.mark.skipif(
-    not quantization.is_installed(), reason="needs bitsandbytes: pip install 'cpt[quant]'"
-)
+bits_needed = pytest.mark.usefixtures("bitsandbytes")
+
+
+@pytest.fixture
+def bitsandbytes(require: Callable[[str, bool, str], None]) -> None:
+    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")
 
 
 @pytest.fixture
@@ -347,6 +351,33 @@ def test_a_model_is_its_own_reference_only_on_the_untouched_base(
         assert not torch.equal(logits(model), logits(open_model(None, spec)))
 
 
+@pytest.mark.parametrize(
+    ("adapters", "holds"),
+    [
+        (["new"], True),
+        ([None, "new"], True),
+        (["new", "merge_then_new"], True),
+        (["new", "new"], False),
+        (["new", "continue"], False),
+        (["new", None], False),
+    ],
+)
+def test_a_model_is_its_parent_without_its_adapter(
+    train: Callable[..., Any], base: Path, adapters: list[Any], holds: bool
+) -> None:
+    spec, parent = ModelSpec(path=str(base)), base
+    for number, adapter in enumerate(adapters[:-1], start=1):
+        train(number, "x", adapter)
+        (parent,) = (base.parent / "runs").glob("*/stages/01_x/model")
+    last = Adapter(mode=adapters[-1]) if adapters[-1] else None
+    assert starts_as_parent(parent, spec, last) is holds
+    if holds:
+        model = open_for_training(parent, spec, last, "09_y", 1)
+        move(model, 9)
+        with model.disable_adapter():
+            torch.testing.assert_close(logits(model), logits(open_model(parent, spec)), atol=1e-6, rtol=0)
+
+
 # ---- what must not be trained on ------------------------------------------------------------------------
 
 
@@ -483,7 +514,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@bitsandbytes
+@bits_needed
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_gradients_are_the_same_after_an_evaluation(base: Path, bits: Any) -> None:
     spec = ModelSpec(path=str(base), quantization=bits)
@@ -497,7 +528,7 @@ def test_gradients_are_the_same_after_an_evaluation(base: Path, bits: Any) -> No
     assert all(tensor.abs().max() > 0 for tensor in before.values())
 
 
-@bitsandbytes
+@bits_needed
 def test_no_4_bit_layer_may_repack_its_weights(base: Path) -> None:
     """What keeps gradients right on CPUs with AVX512-BF16, asserted on every CPU."""
     from bitsandbytes.nn import Linear4bit
@@ -511,7 +542,7 @@ def test_no_4_bit_layer_may_repack_its_weights(base: Path) -> None:
     assert type(model.lm_head) is torch.nn.Linear
 
 
-@bitsandbytes
+@bits_needed
 def test_a_lineage_on_quantized_weights_stays_on_them_until_it_is_merged(train: Callable[..., Any], base: Path) -> None:
     train(1, "a", "new", quantization="4bit")
     folder, trained = train(2, "b", "new", quantization="4bit")
@@ -525,7 +556,7 @@ def test_a_lineage_on_quantized_weights_stays_on_them_until_it_is_merged(train: 
     assert not torch.allclose(plain, trained, atol=1e-3)  # 4 bits do round
 
 
-@bitsandbytes
+@bits_needed
 def test_nothing_is_merged_into_quantized_weights(train: Callable[..., Any], base: Path) -> None:
     folder, _ = train(1, "a", "new")
     train(2, "b", "merge_then_new")
@@ -589,7 +620,7 @@ def test_plain_weights_are_exported_as_they_are(train: Callable[..., Any], run: 
         assert (to / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-@bitsandbytes
+@bits_needed
 def test_the_card_of_a_merge_says_that_training_saw_quantized_weights(
     train: Callable[..., Any], run: Run, base: Path, tmp_path: Path
 ) -> None:

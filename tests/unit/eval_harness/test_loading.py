@@ -17,9 +17,12 @@ from eval_harness.lineage import Lineage, Part, weights_hashes
 from eval_harness.loading import LoadError, load, load_lineage, load_model, made_of
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-bitsandbytes = pytest.mark.skipif(
-    not quantization.is_installed(), reason="needs bitsandbytes: pip install 'cpt[quant]'"
-)
+bits_needed = pytest.mark.usefixtures("bitsandbytes")
+
+
+@pytest.fixture
+def bitsandbytes(require: Callable[[str, bool, str], None]) -> None:
+    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ def test_few_bits_without_bitsandbytes_is_an_error(base: Path, monkeypatch: pyte
         load_model(base, quantization="4bit")
 
 
-@bitsandbytes
+@bits_needed
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_weights_in_few_bits_are_near_the_weights(base: Path, bits: Any) -> None:
     plain, held = logits(load_model(base)), logits(load_model(base, quantization=bits))
@@ -207,7 +210,7 @@ def test_weights_in_few_bits_are_near_the_weights(base: Path, bits: Any) -> None
     assert (held - plain).norm() < 0.3 * plain.norm()
 
 
-@bitsandbytes
+@bits_needed
 def test_an_adapter_is_measured_on_the_bits_it_was_trained_on(stage: Path, expected: torch.Tensor) -> None:
     edit(stage / "lineage.json", quantization="4bit")
     held = logits(load_model(stage))
