@@ -150,7 +150,8 @@ def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: 
     }
     if stage.kind == "rft":
         content["rewards"] = [
-            identity(reward, f"stages.{stage.name}.rewards.{i}") for i, reward in enumerate(stage.rewards)
+            identity(reward, f"stages.{stream.stages.index(stage)}.rewards.{i}")
+            for i, reward in enumerate(stage.rewards)
         ]
         content["kl"] = stage.kl.model_dump() if stage.kl.to != "off" else None
     if stage.adapter is not None:

@@ -143,10 +143,12 @@ def start(expected: int | None = None, use_cpu: bool = False) -> Processes:
     """
     world = _launched(os.environ)
     if expected is not None and expected != world:
-        raise ConfigError(
+        error = ConfigError(
             f"processes = {expected}: this launch has {world}. Start as many as the stream is made for: "
             f"{HOW.replace(' N ', f' {expected} ')}."
         )
+        error.elsewhere = int(os.environ.get("RANK") or 0) > 0  # they have not met yet, and all know it
+        raise error
     if world == 1:
         return Processes()
     import torch.distributed as dist

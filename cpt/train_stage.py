@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpt.trainers.rft import Rewarding
     from cpt.trainers.session import Trained
 
-COLUMNS = ("prompt", "answer", "choices")  # what a reward sees of a row beside its completion
+COLUMNS = ("answer", "choices")  # what a reward sees of a row beside its prompt and completion
 
 
 def check_ahead(stream: Stream, inputs: Inputs, numbers: Sequence[int]) -> None:
@@ -55,8 +55,8 @@ def _check_rewards(here: StageInputs, place: str) -> None:
         resolve(reward, where)
         if strange := set(columns(reward, where)) - set(COLUMNS):
             raise ConfigError(
-                f"{where} = {reward.type!r}: needs {', '.join(sorted(strange))}, and the rows of a stage bring "
-                f"{', '.join(COLUMNS)}. Set it under `arguments:`, or take one of those."
+                f"{where} = {reward.type!r}: needs {', '.join(sorted(strange))}, and a reward is given prompts, "
+                f"completions, {', '.join(COLUMNS)}. Set it under `arguments:`, or take one of those."
             )
 
 

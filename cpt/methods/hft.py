@@ -41,7 +41,7 @@ class HFT(Method):
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Switch off the gradient of what is frozen, among what is trainable now (also inside PEFT)."""
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        sizes = {name: p.numel() for name, p in trainable.items()}
+        sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in trainable.items()}  # ZeRO-3 holds pieces
         ends = _ends(model, trainable)
         inside = {name: n for name, n in sizes.items() if name not in ends}
         kept = choose_half(inside, self.ratio, self.level, np.random.default_rng([stage.seed, 404]))

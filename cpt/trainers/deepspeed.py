@@ -108,6 +108,10 @@ def _under_deepspeed(config: Any, gradients: list[str], weights: list[str]) -> l
         problems.append(_refused(weights, "weights", "DeepSpeed's offload, where it is untested", "do not offload"))
     if config.is_zero3() and weights:
         problems.append(_refused(weights, "weights", "ZeRO-3, where it is untested", "use DDP or ZeRO-2"))
+    if "RANK" not in os.environ:
+        problems.append(
+            "training.deepspeed: needs a launcher, also for one process: torchrun --nproc_per_node 1 -m cpt run STREAM"
+        )
     key = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if config.is_zero3() and not config.get_value(key):
         problems.append(f"deepspeed: {key} must be true, or the stage's model cannot be gathered and written")

@@ -125,6 +125,11 @@ class Seam:
         added = step.log_probs.new_zeros(())
         for method in self._adders:
             for name, term in method.loss_terms(step).items():
+                if term.over not in self._window:
+                    known = ", ".join(self._window)
+                    raise ValueError(
+                        f"{method.type}/{name}: over = {term.over!r} is not counted here; counted: {known}"
+                    )
                 value = term.weight * term.total / max(1.0, self._window[term.over])
                 self._log_sum(f"{method.type}/{name}", value)
                 added = added + value

@@ -238,12 +238,6 @@ WRITTEN = {
         "stages.1.adapter.lora.target_modules = 'lm_head'",
         "Leave it out",
     ),
-    "full weights in 4 bits": (
-        "model",
-        {"path": "tiny-world", "quantization": "4bit"},
-        "stages.0.adapter",
-        "give adapter: new",
-    ),
 }
 
 
@@ -371,6 +365,27 @@ def test_a_reward_of_yours_that_cannot_be_asked(desk: Desk, reward: Raw, said: s
 def needs_a_column(completions: list[str], difficulty: list[int], **columns: Any) -> list[float]:
     """No stage's rows bring it."""
     return [float(n) for n in difficulty]
+
+
+def test_full_weights_cannot_be_trained_in_4_bits(desk: Desk) -> None:
+    desk.stream["model"] = {"path": "tiny-world", "quantization": "4bit"}
+    ended = desk.cpt("run")
+    assert (ended.code, len(ended.errors)) == (2, 2), ended.err
+    for number, line in enumerate(ended.errors):
+        assert line.startswith(f"stages.{number}.adapter = None: full weights cannot be trained")
+        assert "give adapter: new" in line
+
+
+def test_quantization_without_its_package(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cpt.adapters import spec
+
+    monkeypatch.setattr(spec, "is_installed", lambda: False)
+    desk.stream["model"] = {"path": "tiny-world", "quantization": "8bit"}
+    for one in desk.stream["stages"]:
+        one["adapter"] = "new"
+    ended = desk.cpt("run")
+    assert (ended.code, len(ended.errors)) == (2, 1), ended.err
+    assert ended.errors[0].startswith("model.quantization = '8bit': needs bitsandbytes: pip install")
 
 
 def test_lora_that_fits_no_module_of_the_model(desk: Desk) -> None:

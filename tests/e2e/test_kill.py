@@ -87,8 +87,8 @@ POINTS = [
     (sabotage.before_done, 1),
     (sabotage.before_done, 2),
     (sabotage.before_done, 4),
-    (sabotage.inside_optimizer_step, 103),  # in the rewarded stage, between two generations
-    (sabotage.inside_optimizer_step, 118),  # in the adapter's
+    (sabotage.inside_optimizer_step, 201),  # two calls a step: in the rewarded stage, between two generations
+    (sabotage.inside_optimizer_step, 231),  # in the adapter's
     (sabotage.in_the_middle_of_a_checkpoint, 14),
     (sabotage.in_evaluation, 2),
     (sabotage.in_evaluation, 5),

@@ -52,7 +52,10 @@ def test_a_required_skip_fails(root: Path, tmp_path: Path) -> None:
 def test_a_misspelt_requirement_stops_the_run(root: Path, tmp_path: Path) -> None:
     done = run_pytest(root, tmp_path, required="sharde")
     assert done.returncode == 4
-    assert "CPT_REQUIRE names ['sharde']; requirements are ['shared', 'two_ranks']" in done.stderr
+    assert (
+        "CPT_REQUIRE names ['sharde']; requirements are ['bitsandbytes', 'deepspeed', 'shared', 'two_ranks']"
+        in done.stderr
+    )
 
 
 def test_require_refuses_an_undeclared_name(require) -> None:
