@@ -146,8 +146,8 @@ The first row is the learnability row: the rise stands above zero by more than i
 pairs: posing two thirds of the pairs leaves the other third where it was (tried at two learning rates, see the log).
 
 What it costs are the sums the base knew: a sixth of them, with reward alone. Replay keeps them and costs the reward
-nothing. KL to the base at 0.1 does not: it holds the policy on the prompts that are asked, and forgetting happens on the
-others. hft halves the loss, within its interval. LoRA at this rank and rate learns less evenly over seeds.
+nothing. KL to the base at 0.1 does not: it holds the policy on the prompts that are asked, and forgetting happens on
+the others. hft halves the loss, within its interval. LoRA at this rank and rate learns less evenly over seeds.
 """
 
 
