@@ -25,16 +25,12 @@ class AddedRows:
         self._seed, self._world, self._collator = seed, world, collator
         self._total = sum(self.quotas.values())
         self._each = -(-self._total // (accumulation * world))
-        self._step, self._block = -1, list[dict[str, Any]]()
+        self._step, self._block, self._window = -1, list[dict[str, Any]](), dict[str, float]()
 
     def window(self, step: int) -> dict[str, float]:
         """Counts over the effective batch: "<origin>_tokens", "<origin>_rows", and their sums "tokens", "rows"."""
-        counts = {f"{name}_rows": float(n) for name, n in self.quotas.items()}
-        for name in self.quotas:
-            mine = [row for row in self._at(step) if row["origin"] == self._origins[name]]
-            counts[f"{name}_tokens"] = float(sum(_learned(row) for row in mine))
-        tokens = sum(count for key, count in counts.items() if key.endswith("_tokens"))
-        return counts | {"tokens": tokens, "rows": float(self._total)}
+        self._at(step)
+        return dict(self._window)
 
     def batch(self, step: int, micro: int, rank: int) -> dict[str, torch.Tensor] | None:
         """The rows of one rank's micro-batch, collated; None where no rank has any."""
@@ -54,8 +50,16 @@ class AddedRows:
                 for i in range(n)
             ]
             order = generator(self._seed, "added", step).permutation(len(drawn))
-            self._step, self._block = step, [drawn[i] for i in order]
+            self._step, self._block, self._window = step, [drawn[i] for i in order], self._counted(drawn)
         return self._block
+
+    def _counted(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        counts = {f"{name}_rows": float(n) for name, n in self.quotas.items()}
+        for name in self.quotas:
+            mine = [row for row in rows if row["origin"] == self._origins[name]]
+            counts[f"{name}_tokens"] = float(sum(_learned(row) for row in mine))
+        tokens = sum(count for key, count in counts.items() if key.endswith("_tokens"))
+        return counts | {"tokens": tokens, "rows": float(self._total)}
 
 
 def _learned(row: dict[str, Any]) -> int:
