@@ -18,7 +18,7 @@ def answers(run: Run, prompt: str, stages: list[str], max_new_tokens: int) -> li
 
     Raises RunDirError for a stage that is not there, not finished, or whose weights were not kept.
     """
-    stream = Stream.from_yaml(run.path / "stream.yaml")
+    stream = Stream.stored(run.path / "stream.yaml")
     tokenizer = base_tokenizer(stream)
     folders = [run.find(stage) for stage in stages] if stages else [f for f in run.stages() if _model(f, stream)]
     row = Row("completion", prompt=prompt)

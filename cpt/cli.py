@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt.errors import ConfigError, CptError
+from cpt.errors import ConfigError, CptError, TrainingError
 
 if TYPE_CHECKING:
     from cpt.config import Stream
@@ -59,7 +59,7 @@ def resume(run_dir: RunDir) -> None:
     from cpt.run_dir import Run
 
     found = Run.open(run_dir)
-    _run(Stream.from_yaml(found.path / "stream.yaml"), new=False, run_dir=str(found.path))
+    _run(Stream.stored(found.path / "stream.yaml"), new=False, run_dir=str(found.path))
 
 
 @app.command()
@@ -95,7 +95,8 @@ def evaluate(
     from cpt.stream import measure_again
 
     found = Run.open(run_dir)
-    measure_again(found, Stream.from_yaml(stream or found.path / "stream.yaml"))
+    plan = Stream.from_yaml(stream) if stream else Stream.stored(found.path / "stream.yaml")
+    measure_again(found, plan)
     _show(found.path)
 
 
@@ -109,6 +110,9 @@ def export(
     """Copy a stage's model, with a model card of how it was made and what it scores."""
     from cpt.export import export as write
     from cpt.run_dir import Run
+
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("export writes one folder: start it in one process, without a launcher")
 
     typer.echo(f"wrote {write(Run.open(run_dir), stage, to, merge)}")
 
@@ -145,7 +149,12 @@ def report(
 def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:
     from cpt.stream import run as run_stream
 
-    done = run_stream(stream, new=new, run_dir=run_dir, say=_say)
+    try:
+        done = run_stream(stream, new=new, run_dir=run_dir, say=_say)
+    except SystemExit as end:  # typer would take it for an orderly end
+        raise TrainingError(
+            f"something in the run called sys.exit({end.code!r}); nothing of its stage is kept"
+        ) from end
     _show(done.path)
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     PlainValidator,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -95,10 +96,16 @@ class KL(Strict):
     to: Literal["off", "base", "previous"] = Field("off", description="base: stage 0; previous: the stage's start")
     weight: float = Field(0.04, gt=0, description="TRL's beta")
 
+    @model_validator(mode="after")
+    def _towards_something(self) -> "KL":
+        if self.to == "off" and self.weight != type(self).model_fields["weight"].default:
+            refuse((("weight",), self.weight, "weighs nothing while `to` is off: give base or previous"))
+        return self
+
 
 def _as_kl(value: Any) -> Any:
-    if value is False:  # YAML 1.1 reads `off` as false
-        value = "off"
+    if isinstance(value, bool):  # YAML 1.1 reads `off` as false
+        value = "on" if value else "off"
     return {"to": value} if isinstance(value, str) else value
 
 
@@ -152,7 +159,8 @@ class Stage(Strict):
 
     def _reward_problems(self) -> list[Problem]:
         if self.kind != "rft":
-            given = [("rewards", self.rewards), ("kl", None if self.kl == KL() else self.kl.to)]
+            names = ", ".join(label(reward) for reward in self.rewards)
+            given = [("rewards", names), ("kl", None if self.kl == KL() else self.kl.to)]
             return [((key,), v, f"means nothing in a {self.kind} stage, only in kind: rft") for key, v in given if v]
         if not self.rewards:
             return [(("rewards",), [], "an rft stage needs at least one: exact_match, numeric, format or a path")]
@@ -237,7 +245,7 @@ class Stream(Strict):
     retention: Retention = Retention()
 
     @model_validator(mode="after")
-    def _hang_together(self) -> "Stream":
+    def _hang_together(self, info: ValidationInfo) -> "Stream":
         found: list[Problem] = []
         names = [stage.name for stage in self.stages]
         for i, name in enumerate(names):
@@ -246,19 +254,28 @@ class Stream(Strict):
             if name in self.evaluation.general:
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
         found += adapter_problems(self.stages, self.model)
+        if not (info.context or {}).get("stored"):
+            found += self.batch_problems()
         kinds = {stage.kind for stage in self.stages}
         for name, value in self.training.items() if kinds else ():
             if not any(fitting({name: value}, kind) for kind in kinds):
                 found.append((("training", name), value, "no stage of this stream has such an argument"))
         for i, stage in enumerate(self.stages):
-            found += self._method_problems(i, stage, names[:i])
             training = self.training_of(stage)
-            found += [(("stages", i, "training", *problem[0]), *problem[1:]) for problem in self._group_problems(stage)]
             if training.get("packing") and "max_length" in training and training["max_length"] is None:
                 place = ("stages", i, "training", "max_length")
                 found.append((place, None, "packing needs a length for its rows: give a number"))
         refuse(*found)
         return self
+
+    def batch_problems(self) -> list[Problem]:
+        """What does not go together with the effective batch, which the number of processes is a factor of."""
+        found: list[Problem] = []
+        names = [stage.name for stage in self.stages]
+        for i, stage in enumerate(self.stages):
+            found += self._method_problems(i, stage, names[:i])
+            found += [(("stages", i, "training", *problem[0]), *problem[1:]) for problem in self._group_problems(stage)]
+        return found
 
     def _method_problems(self, i: int, stage: Stage, earlier: list[str]) -> list[Problem]:
         """What a stage's methods cannot do with its effective batch, one by one and together."""
@@ -283,6 +300,9 @@ class Stream(Strict):
         if stage.kind != "rft":
             return []
         training = BATCH_DEFAULTS | self.training_of(stage)
+        for key in ("num_generations", "max_completion_length"):
+            if training.get(key, GROUP_SIZE) is None:
+                return [((key,), None, "must be a number")]
         group, at_once = training.get("num_generations", GROUP_SIZE), training.get("generation_batch_size")
         devices = training["per_device_train_batch_size"] * self.world
         if group < 2:
@@ -334,10 +354,15 @@ class Stream(Strict):
         return cls.parse(read_raw(path, overrides))
 
     @classmethod
-    def parse(cls, raw: dict[str, Any]) -> "Stream":
-        """As the constructor, with problems as one readable ConfigError."""
+    def stored(cls, path: str | os.PathLike[str]) -> "Stream":
+        """The stream.yaml of a run, whatever number of processes reads it: `run` checks batches before it trains."""
+        return cls.parse(read_raw(path), stored=True)
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], stored: bool = False) -> "Stream":
+        """As the constructor, with problems as one readable ConfigError. stored: see `Stream.stored`."""
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(raw, context={"stored": stored})
         except ValidationError as error:
             raise ConfigError(*every_problem(error, cls, raw)[0]) from error
 

@@ -152,8 +152,7 @@ def _measure(
     stop: StopRequest,
     processes: Processes,
 ) -> dict[str, dict[str, Any]]:
-    if folder.done() is not None:
-        processes.on_main(folder.verify_model)
+    processes.on_main(lambda: folder.verify_model() if folder.done() is not None else None)
     loaded = open_model(model, stream.model)
     try:
         found = measure(

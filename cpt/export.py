@@ -54,7 +54,7 @@ def _copy(run: Run, folder: StageDir, to: Path) -> None:
 
 
 def _write_merged(run: Run, folder: StageDir, to: Path) -> None:
-    stream = Stream.from_yaml(run.path / "stream.yaml")
+    stream = Stream.stored(run.path / "stream.yaml")
     tokenizer = load_tokenizer(folder.model, trust_remote_code=stream.model.trust_remote_code)
     save_model(open_merged(folder.model, stream.model), tokenizer, to)
 

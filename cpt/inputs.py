@@ -1,7 +1,9 @@
 """Everything a stream stands on, read, checked and identified before anything is trained."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cpt.config import BATCH_DEFAULTS, EvalSource, Group, Stage, Stream, source_fields
@@ -136,13 +138,24 @@ def _say_overlap(stream: Stream, plan: Plan, overlaps: list[dict[str, int]], say
         say(f"note: {line}")
 
 
+def _content(value: Any) -> Any:
+    """What an argument stands for: of a path to a JSON file (DeepSpeed's settings), what stands there."""
+    if isinstance(value, str) and value.endswith(".json") and Path(value).is_file():
+        return json.loads(Path(value).read_text(encoding="utf-8"))
+    return value
+
+
 def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: dict[str, Loaded], seed: int) -> str:
     # Rows stand in it by their hash, whatever file they came from; a method that is absent does not stand in it.
     methods_as_set = [m.model_dump(mode="json", exclude=set(source_fields(m))) for m in stage.methods if m.active]
     content = {
         "parent": parent,
         "stage": [stage.name, stage.kind, methods_as_set],
-        "training": {k: v for k, v in (BATCH_DEFAULTS | stream.training_of(stage)).items() if k not in _WATCHING},
+        "training": {
+            key: _content(value)
+            for key, value in (BATCH_DEFAULTS | stream.training_of(stage)).items()
+            if key not in _WATCHING
+        },
         "prompt": stream.evaluation.prompt,
         "data": rows.fingerprint,
         "method_data": [part.fingerprint for part in methods.values()],

@@ -272,6 +272,10 @@ def _start(spec: ModelSpec) -> Lineage:
     if spec.adapter is None:
         return start
     given = Path(spec.adapter).expanduser()
+    if not given.is_dir() and (
+        given.is_absolute() or spec.adapter.startswith((".", "~")) or spec.adapter.count("/") > 1
+    ):
+        raise ConfigError(f"model.adapter = {spec.adapter!r}: no such folder. Give a PEFT folder or a stage's model.")
     try:
         found = made_of(given if given.is_dir() else spec.adapter, base=folder)
         refuse_other_weights(found)

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C ask for a stop at the next safe point; a second Ctrl-C stops at once."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ class StopRequest:
         """What to raise at the safe point, in words that say how to go on."""
         kind = UserStopped if self.signal == signal.SIGINT else Stopped
         name = "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
-        return kind(f"stopped by {name} {where}; run the same command again to go on from there")
+        error = kind(f"stopped by {name} {where}; run the same command again to go on from there")
+        error.elsewhere = int(os.environ.get("RANK") or 0) > 0  # all processes stop, the first one says so
+        return error
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def run(
     Returns the Run. Raises ConfigError and DataError before anything is trained, RunDirError for a directory
     of another stream, TrainingError, and Stopped when a signal asked for it (the same call goes on later).
     """
-    with _working(stream, stream.output_dir, say) as (processes, say, stop):
+    with _working(stream, stream.output_dir, say, stream.processes) as (processes, say, stop):
         inputs = processes.together(lambda: read_inputs(stream, say))
         if note := adapter_note(stream.model):
             say(note)
@@ -76,16 +76,18 @@ def run(
             planned = _planned(stream, found, inputs)
             todo = processes.on_main(lambda: [here.index for here in planned[1:] if not here.finished])
             processes.together(lambda: check_ahead(stream, inputs, [index - 1 for index in todo]))
-            processes.on_main(lambda: _settle(stream, found, planned, say))
+            processes.on_main(lambda: _settle(found, planned, processes.world, say))
             _go(stream, found, inputs, planned, say, stop, processes)
         say(f"done: {found.path}")
     return found
 
 
 @contextmanager
-def _working(stream: Stream, folder: Path, say: Say) -> Iterator[tuple[Processes, Say, StopRequest]]:
+def _working(
+    stream: Stream, folder: Path, say: Say, expected: int | None
+) -> Iterator[tuple[Processes, Say, StopRequest]]:
     """The processes of this launch, who speaks for them, and whether they were asked to stop."""
-    processes = start(stream.processes, bool(stream.training.get("use_cpu")))
+    processes = start(expected, bool(stream.training.get("use_cpu")))
     with (
         quiet(),
         readable_rank_errors(processes),
@@ -99,11 +101,11 @@ def _nothing(line: str) -> None:
     """What every process but the first says."""
 
 
-def _settle(stream: Stream, run: Run, planned: list[Planned], say: Say) -> None:
+def _settle(run: Run, planned: list[Planned], launched: int, say: Say) -> None:
     """Move what the stream no longer contains out of the way, say what is kept and what is to do, keep the stream."""
     _refuse_lost_parent(planned)
     redone = _supersede(run, planned, say)
-    _say_plan(run, planned, redone, say)
+    _say_plan(run, planned, redone, launched, say)
 
 
 def measure_again(run: Run, stream: Stream, say: Say = print) -> None:
@@ -111,7 +113,7 @@ def measure_again(run: Run, stream: Stream, say: Say = print) -> None:
 
     Raises RunDirError when the stream's stages are not the run's.
     """
-    with _working(stream, run.path, say) as (processes, say, stop), processes.holding(run.lock):
+    with _working(stream, run.path, say, None) as (processes, say, stop), processes.holding(run.lock):
         inputs = processes.together(lambda: read_inputs(stream, say))
         planned = _planned(stream, run, inputs)
         processes.on_main(lambda: _require_same(stream, run, planned))
@@ -146,10 +148,13 @@ def _after(stream: Stream, run: Run, planned: list[Planned], here: Planned, pare
     write_json(run.path / "matrix.json", matrix(stream, run, measured))
     if stream.retention.models == "all" or parent is None:
         return
-    # The parent is trained from and measured: its weights may go, unless an adapter stands on them.
-    needed = needs_weights_of(here.model(stream))
+    # The parent is trained from and measured: its weights may go, unless kept adapters stand on them.
+    kept = [
+        stage.folder.model for stage in planned[planned.index(here) :] if stage.stage and stage.folder.model.is_dir()
+    ]
+    needed = {needs_weights_of(model) for model in kept}
     for earlier in planned[1 : planned.index(here)]:
-        if earlier.folder.model != needed:
+        if kept and earlier.folder.model not in needed:
             shutil.rmtree(earlier.folder.model, ignore_errors=True)
 
 
@@ -172,7 +177,7 @@ def _make(
     made = lineage(parent.model(stream), stream.model)
     say(f"[{here.index}/{len(stream.stages)}] {here.name}: {here.stage.kind} from {made}")
     began = time.perf_counter()
-    trained = train_stage(stream, inputs, here.index - 1, parent.model(stream), here.folder.path, say, stop)
+    trained = train_stage(stream, inputs, here.index - 1, parent.model(stream), here.folder.path, say, stop, processes)
     if trained.stopped:
         raise stop.error(f"in stage {here.name!r}, with a checkpoint written")
     facts = trained.facts | {"seconds": round(time.perf_counter() - began, 3)}
@@ -283,8 +288,12 @@ def _supersede(run: Run, planned: list[Planned], say: Say) -> set[str]:
     return redone
 
 
-def _say_plan(run: Run, planned: list[Planned], redone: set[str], say: Say) -> None:
+def _say_plan(run: Run, planned: list[Planned], redone: set[str], launched: int, say: Say) -> None:
     """Which stages are kept, redone and added."""
+    for p in planned[1:]:
+        trained_by = (p.folder.done() or {"facts": {}})["facts"].get("processes") if p.finished else None
+        if trained_by and trained_by != launched:
+            say(f"note: {p.name} was trained by {trained_by} processes, this launch has {launched}: it is kept")
     said = {True: "kept", False: "to do"}
     lines = [f"{p.name} {'redo' if p.name in redone else said[p.finished]}" for p in planned if p.stage]
     say(f"run {run.path}")

@@ -12,6 +12,7 @@ from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
 from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base, starts_as_parent
+from cpt.processes import Processes
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cpt.trainers.rft import Rewarding
     from cpt.trainers.session import Trained
 
+COMPLETION_TOKENS = 512  # TRL's default of max_completion_length
 COLUMNS = ("answer", "choices")  # what a reward sees of a row beside its prompt and completion
 
 
@@ -28,8 +30,19 @@ def check_ahead(stream: Stream, inputs: Inputs, numbers: Sequence[int]) -> None:
     TRL's view of the arguments, the launcher's limits, an adapter on the model's skeleton, reward functions
     imported, one row of each form through the tokenizer. Raises ConfigError or DataError.
     """
+    if numbers:
+        _check_batches(stream)
     for number in numbers:
         _check_stage(stream, inputs, number)
+
+
+def _check_batches(stream: Stream) -> None:
+    """What a stored stream was read without: whether shares and groups fit the processes of this launch."""
+    if found := stream.batch_problems():
+        places = (".".join(str(part) for part in place) for place, *_ in found)
+        raise ConfigError(
+            *(f"{place} = {value!r}: {text}" for place, (_, value, text) in zip(places, found, strict=True))
+        )
 
 
 def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
@@ -43,6 +56,8 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
         with _at(f"{place}.adapter"):
             check_adapter(stream.model, here.stage.adapter)
     _check_rewards(here, place)
+    if here.stage.kind == "rft":
+        _prompts(stream, inputs, here, training, f"{place}.data")
     settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
@@ -103,6 +118,7 @@ def train_stage(
     folder: Path,
     say: Say,
     stop: Callable[[], bool],
+    processes: Processes,
 ) -> "Trained":
     """Train stage `number` (from 0) from the parent's model in its folder, or go on from its checkpoint there."""
     from cpt.data.stage_data import TASK, StageData
@@ -133,7 +149,7 @@ def train_stage(
     counts = {name: rows.counts for name, rows in data.sources.items()}
     _say_counts(counts, say)
     _reset_peak()
-    about = (opened, inputs.tokenizer, data, info, methods, training, Session(folder, stop, _progress(say)))
+    about = (opened, inputs.tokenizer, data, info, methods, training, Session(folder, stop, _progress(say), processes))
     if here.stage.kind == "rft":
         from cpt.trainers import rft
 
@@ -154,7 +170,13 @@ def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[s
     from cpt.data.prompted import prompted
 
     context = context_length(stream.model)
-    room = context - training.get("max_completion_length", 512) if context else None
+    longest = training.get("max_completion_length", COMPLETION_TOKENS)
+    room = context - longest if context else None
+    if room is not None and room < 1:
+        raise ConfigError(
+            f"{place.removesuffix('.data')}.training.max_completion_length = {longest}: the model's context of "
+            f"{context} tokens must hold the prompt too: set it lower"
+        )
     return prompted(here.rows.rows, inputs.tokenizer, stream.evaluation.prompt, room, place)
 
 
@@ -228,7 +250,8 @@ def say_facts(name: str, facts: dict[str, Any], say: Say) -> None:
             say(f"  {method}: {found['note']}")
     for reward, found in facts.get("rewards", {}).items():
         if found["raised"]:
-            say(f"  warning: reward {reward} raised on {found['raised']} completions, which score 0: {found['first']}")
+            share = f"{found['raised']} of {found['rows']} completions"
+            say(f"  warning: reward {reward} raised on {share}, which score 0: {found['first']}")
 
 
 def _say_counts(counts: dict[str, dict[str, int]], say: Say) -> None:

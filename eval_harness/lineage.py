@@ -101,8 +101,16 @@ def read_lineage(folder: Path, base: Path | str | None = None) -> Lineage:
         if isinstance(error, LoadError):
             raise
         raise LoadError(f"{file}: is damaged ({type(error).__name__}: {error}); restore the folder") from error
-    place = base or (folder / weights if stage else weights)
+    place = base or (_stage_weights(folder / weights, hashes) if stage else weights)
     return Lineage(weights, place, stage, hashes, adapters, quantization)
+
+
+def _stage_weights(named: Path, hashes: tuple[tuple[str, str], ...]) -> Path:
+    """The folder named, or one that was renamed out of its way (STAGE.superseded-K) and holds the very weights."""
+    named = named.resolve()
+    renamed = named.parent.parent.glob(f"{named.parent.name}.superseded-*/{named.name}")
+    there = [folder for folder in (named, *sorted(renamed)) if folder.is_dir()]
+    return next((folder for folder in there if weights_hashes(folder) == hashes), named)
 
 
 def _part(folder: Path, entry: dict[str, Any]) -> Part:

@@ -67,7 +67,7 @@ class Scored:
             rewards = self._ask(given, logged)
         except CptError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._note(error, f"on a batch of {len(completions)}")
             logged = Logged()
             rewards = self._row_by_row(given, logged)
@@ -84,7 +84,7 @@ class Scored:
                 rewards += self._ask(row, one)
             except CptError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if not self.raised:
                     self.first_error = None  # the row says more than its batch
                 self._note(error, f"on {_cut(repr(text_of(given['completions'][i])[:80]))}")
@@ -123,7 +123,7 @@ class Scored:
     def _wrong(self, what: str) -> TrainingError:
         return TrainingError(f"stage {self.stage}, reward {self.__name__}: {what}; {EXPECTED}")
 
-    def _note(self, error: Exception, where: str) -> None:
+    def _note(self, error: BaseException, where: str) -> None:
         if self.first_error is None:
             frame = traceback.extract_tb(error.__traceback__, limit=-1)[0]
             place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -67,6 +67,7 @@ class Seam:
         self._armed = False
         self._captured: Any = None
         self._window: dict[str, float] = {}
+        self._parts: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         # The trainer would drop the older checkpoint before the newer one is vouched for: we do it after.
         self._keep_checkpoints = self.args.save_total_limit or 2
@@ -141,9 +142,14 @@ class Seam:
         return torch.stack(weights).prod(0).detach() if weights else None
 
     def _log_sum(self, name: str, value: torch.Tensor) -> None:
-        """Log a part of the loss: TRL averages over micro-batches, while a part is a sum over them and over ranks."""
-        whole = self.accelerator.reduce(value.detach(), reduction="sum").item()
-        self._metrics["train"][name].append(whole * self.current_gradient_accumulation_steps)
+        """Add to a part of the loss that is logged by name: a sum over the micro-batches of a step, and over ranks."""
+        self._parts[name] = self._parts.get(name, 0.0) + value.detach()
+
+    def _log_parts(self) -> None:
+        """Once per optimizer step; TRL averages over the steps between two lines of its log."""
+        for name, value in self._parts.items():
+            self._metrics["train"][name].append(self.accelerator.reduce(value, reduction="sum").item())
+        self._parts = {}
 
     # ---- steps ----------------------------------------------------------------------------------------
 
@@ -162,6 +168,8 @@ class Seam:
         self._not_finite = torch.where(fresh, self.state.global_step, self._not_finite)
         if engine is None and self.accelerator.sync_gradients:
             self._edit_gradients()
+        if self.accelerator.sync_gradients:
+            self._log_parts()
         return loss
 
     @property
@@ -198,12 +206,14 @@ class Seam:
         if self.args.world_size > 1:
             first = self.accelerator.gather(first.reshape(1)).max()
         if int(first) >= 0:
-            raise TrainingError(
+            error = TrainingError(
                 f"stage {self._stage.name!r}: the loss, or a weight, was not a number at step {int(first) + 1}; "
                 "nothing after that step is kept. Lower training.learning_rate "
                 f"(now {self.args.learning_rate:g}), "
                 "set training.max_grad_norm, or train in float32; then run the same command again."
             )
+            error.elsewhere = not self.accelerator.is_main_process  # all ranks know it, the first one says it
+            raise error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.refuse_nan()

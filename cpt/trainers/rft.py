@@ -23,12 +23,20 @@ from cpt.data.added import AddedRows, added_rows
 from cpt.data.collator import Collator
 from cpt.data.sampler import GroupSampler
 from cpt.data.stage_data import TASK, StageData
+from cpt.errors import ConfigError
 from cpt.methods.base import Method, StageInfo
 from cpt.rewards.scoring import Scored
 from cpt.trainers.plug import Seam, plug
 from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
 
 REWARD_STATE = "rewards.json"
+# What TRL looks at only in a stage's first loss.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "loss_type": ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class Rewarding:
 
 
 def grpo_config(training: dict[str, Any], folder: Path, seed: int, weights: Sequence[float]) -> GRPOConfig:
-    """GRPOConfig of a stage. Raises ConfigError for values that TRL refuses."""
+    """GRPOConfig of a stage. Raises ConfigError for values that TRL refuses, now or in its first step."""
+    for name, allowed in CHOICES.items():
+        if training.get(name, allowed[0]) not in allowed:
+            raise ConfigError(f"training.{name} = {training[name]!r}: must be one of {', '.join(map(str, allowed))}")
     return arguments(GRPOConfig, training, folder, seed, {"reward_weights": list(weights)})
 
 
@@ -99,7 +110,7 @@ def train(
         rewarding=rewarding,
         added=added_rows(data, stage.seed, accumulation, args.world_size, collator),
     )
-    trained = train_to_end(trainer, methods, session, {})
+    trained = train_to_end(trainer, methods, session)
     trained.facts["rewards"] = trainer.reward_facts()
     return trained
 
@@ -207,15 +218,15 @@ class RewardSeam(Seam):
     # ---- rewards --------------------------------------------------------------------------------------
 
     def reward_facts(self) -> dict[str, dict[str, Any]]:
-        """Per reward: how often it raised over all ranks, and the first error. All ranks must call it."""
-        mine = {reward.__name__: {"raised": reward.raised, "first": reward.first_error} for reward in self.reward_funcs}
-        ranks = gather_object([mine])
+        """Per reward: completions asked, those on which it raised, the first error. All ranks must call it."""
+        ranks = gather_object([[reward.state() for reward in self.reward_funcs]])
         return {
-            name: {
-                "raised": sum(rank[name]["raised"] for rank in ranks),
-                "first": next((rank[name]["first"] for rank in ranks if rank[name]["first"]), None),
+            reward.__name__: {
+                "rows": sum(state["rows"] for state in states),
+                "raised": sum(state["raised"] for state in states),
+                "first": next((state["first_error"] for state in states if state["first_error"]), None),
             }
-            for name in mine
+            for reward, states in zip(self.reward_funcs, zip(*ranks, strict=True), strict=True)
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -225,7 +236,7 @@ class RewardSeam(Seam):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._states = gather_object([{reward.__name__: reward.state() for reward in self.reward_funcs}])
+        self._states = gather_object([[reward.state() for reward in self.reward_funcs]])
         super()._save_checkpoint(model, trial)
 
     def _save_own(self, folder: Path) -> None:
@@ -235,8 +246,8 @@ class RewardSeam(Seam):
     def _load_own(self, folder: Path) -> None:
         super()._load_own(folder)
         states = json.loads((folder / REWARD_STATE).read_text(encoding="utf-8"))[self.accelerator.process_index]
-        for reward in self.reward_funcs:
-            reward.restore(states[reward.__name__])
+        for reward, state in zip(self.reward_funcs, states, strict=True):
+            reward.restore(state)
 
 
 def _score_at_one(model: Any, cast_lm_head_to_fp32: bool) -> None:

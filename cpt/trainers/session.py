@@ -1,10 +1,12 @@
 """What every trained stage shares around its trainer: arguments, checkpoints found, callbacks, log, facts."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cpt.checkpoints import newest
 from cpt.errors import ConfigError, RunDirError
 from cpt.methods.base import Method, StageInfo
-from cpt.processes import check_launch
+from cpt.processes import Processes, check_launch
 from cpt.quiet import CALLBACKS
 from cpt.trainers import deepspeed
 
@@ -41,6 +43,7 @@ class Session:
     folder: Path
     should_stop: Callable[[], bool]
     on_log: Callable[[dict[str, Any]], None]
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def checkpoints(self) -> Path:
@@ -66,6 +69,9 @@ def arguments(config: type, training: dict[str, Any], folder: Path, seed: int, d
         # NaN is watched on the device; the trainer's own filter waits for every step's loss.
         "logging_nan_inf_filter": False,
     }
+    for flag, package in (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel")):
+        if training.get(flag) and find_spec(package) is None:
+            raise ConfigError(f"training.{flag} = true: needs the package {package}, which is not installed")
     try:
         made = config(output_dir=str(folder), seed=seed, data_seed=seed, **(defaults | training | always | decided))
         get_reporting_integration_callbacks(made.report_to)
@@ -87,15 +93,13 @@ def prepared(open_model: Callable[[], Any], args: Any, methods: Sequence[Method]
     return model
 
 
-def train_to_end(trainer: Any, methods: Sequence[Method], session: Session, more: dict[str, Any]) -> Trained:
+def train_to_end(trainer: Any, methods: Sequence[Method], session: Session) -> Trained:
     """Run the trainer from its newest checkpoint, or from the start, to its last step or until a stop is asked for.
 
-    more: facts of the stage's kind. Raises TrainingError on a loss that is not a number, RunDirError on a
+    Raises TrainingError on a loss that is not a number, RunDirError on a
     checkpoint that is damaged or was written by another number of processes.
     """
-    checkpoint = newest(session.checkpoints)
-    if checkpoint is not None:
-        _refuse_other_world(checkpoint, trainer.args.world_size)
+    checkpoint = session.processes.on_main(lambda: _to_go_on_from(session.checkpoints, trainer.args.world_size))
     accelerator = trainer.accelerator
     check_launch(
         accelerator.distributed_type.value,
@@ -111,7 +115,7 @@ def train_to_end(trainer: Any, methods: Sequence[Method], session: Session, more
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.refuse_nan(weights=True)
-    facts = _facts(trainer, methods, time.perf_counter() - started, checkpoint) | more
+    facts = _facts(trainer, methods, time.perf_counter() - started, checkpoint)
     stopped = trainer.state.global_step < trainer.args.max_steps
     return Trained(trainer.accelerator.unwrap_model(trainer.model), trainer, facts, stopped)
 
@@ -123,18 +127,22 @@ def close(trained: Trained) -> None:
     trainer.accelerator.free_memory()
 
 
-def _refuse_other_world(checkpoint: Path, world: int) -> None:
-    """Every process keeps its random state in a checkpoint of its own: their number is that of the writers."""
+def _to_go_on_from(folder: Path, world: int) -> Path | None:
+    """The newest checkpoint. Every process keeps its random state in a file of it: as many must read as wrote."""
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        return None
     writers = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
     if writers != world:
         raise RunDirError(
             f"{checkpoint}: was written by {writers} processes, and {world} are running: a stage goes on with as many "
             f"as it began with. Start {writers}, or delete {checkpoint.parent} to train the stage again from its start."
         )
+    return checkpoint
 
 
 def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: Any) -> dict[str, Any]:
-    sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters()}
+    sizes = {name: _elements(p) for name, p in trainer.model.named_parameters()}
     trained = sum(sizes[name] for name, p in trainer.model.named_parameters() if p.requires_grad)
     facts = {
         "steps": trainer.args.max_steps,
@@ -154,6 +162,13 @@ def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: 
             t.numel() for entry in state.values() for t in entry.values() if torch.is_tensor(t) and t.numel() > 1
         )
     return facts
+
+
+def _elements(parameter: Any) -> int:
+    """Elements of a tensor, also where ZeRO-3 holds a piece of it here, or bitsandbytes packs two of 4 bits in one."""
+    if (packed := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(packed.shape)
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def train(
         stage=stage,
         origins=data.names,
     )
-    return train_to_end(trainer, methods, session, {})
+    return train_to_end(trainer, methods, session)
 
 
 def _check_attention(model: Any, args: SFTConfig, training: dict[str, Any]) -> None:

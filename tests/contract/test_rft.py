@@ -175,6 +175,15 @@ def test_terms_see_completions_and_added_rows_apart(lab: Lab) -> None:
     assert distance(parts.after, whole.after) < 2e-5
     logged = [[line["echo/own"] for line in outcome.lines if "echo/own" in line] for outcome in (parts, whole)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+    alone = lab.stage(kind="rft", extra=[Echo()], per_device_train_batch_size=4, max_steps=2)
+    assert alone.lines[0]["echo/own"] == pytest.approx(logged[0][0], rel=1e-4)  # asked twice is not logged twice
+
+
+def test_added_rows_are_logged_once_a_step_however_they_are_spread(lab: Lab) -> None:
+    """Two rows over one micro-batch, and over four of which two have none."""
+    shapes = [{"per_device_train_batch_size": b, "gradient_accumulation_steps": a} for b, a in ((4, 1), (1, 4))]
+    first = [lab.stage([REPLAY], "rft", max_steps=1, **shape).lines[0]["added_rows_loss"] for shape in shapes]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
 # ---- checkpoints
@@ -206,8 +215,9 @@ def test_a_reward_that_raises_is_counted_through_a_kill(lab: Lab, tmp_path: Path
     assert 0 < whole["raised"] < 48
     assert "ValueError: an e" in whole["first"]
     lab.stage(kind="rft", reward=broken_sometimes, folder=tmp_path / "k", stop_after=3, **shape)
-    kept = json.loads((tmp_path / "k/checkpoints/checkpoint-3/rewards.json").read_text())
-    assert 0 < kept[0]["broken_sometimes"]["raised"] < whole["raised"]
+    ((kept,),) = json.loads((tmp_path / "k/checkpoints/checkpoint-3/rewards.json").read_text())
+    assert kept["rows"] == 24
+    assert 0 < kept["raised"] < whole["raised"]
     again = lab.stage(kind="rft", reward=broken_sometimes, folder=tmp_path / "k", **shape)
     assert again.facts["rewards"]["broken_sometimes"] == whole
 

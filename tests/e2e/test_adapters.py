@@ -77,6 +77,24 @@ def test_a_stream_adds_continues_and_merges(tmp_path: Path) -> None:
     same_logits(run, "02_two", tmp_path / "plain")
 
 
+def test_weights_beneath_kept_adapters_are_kept(tmp_path: Path) -> None:
+    """Also by a second run of a finished stream, which trains nothing."""
+    stages = [
+        stage("one", "reverse"),
+        stage("two", "last_letter", adapter="new"),
+        stage("three", "new_people", adapter="continue"),
+    ]
+    command = write(tmp_path, "tiny-world", stages)
+    for _ in range(2):
+        code, printed = cpt([*command, "retention.models=last"], tmp_path)
+        assert code == 0, printed
+        kept = sorted(path.parent.name for path in (tmp_path / "runs").glob("adapted-*/stages/*/model"))
+        assert kept == ["01_one", "03_three"]
+    (run,) = (tmp_path / "runs").glob("adapted-*")
+    code, printed = cpt(["ask", str(run), "Reverse these letters: a b c", "--stages", "3"], tmp_path)
+    assert code == 0, printed
+
+
 def same_logits(run: Path, name: str, exported: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -112,5 +130,6 @@ def test_quantized_weights_under_adapters_go_on_to_the_bit(tmp_path: Path, bits:
         files = sorted((folder / "runs").glob("adapted-*/stages/02_two/model/adapters/*/*.safetensors"))
         found.append({file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
     assert facts(tmp_path / "killed")["02_two"]["resumed_from"] == "checkpoint-4"
+    assert facts(tmp_path / "whole")["02_two"]["parameters"] == 541_536 + 2 * 58_368  # packed ones count
     assert found[0].keys() == {"01_one", "02_two"}
     assert found[0] == found[1]

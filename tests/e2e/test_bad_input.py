@@ -228,6 +228,25 @@ WRITTEN = {
         "stages.1.training.num_generations = 1",
         "must be at least 2",
     ),
+    "no number of completions": (
+        "stages.1",
+        rewarded(training={"num_generations": None}),
+        "stages.1.training.num_generations = None",
+        "must be a number",
+    ),
+    "no longest completion": (
+        "stages.1",
+        rewarded(training={"max_completion_length": None}),
+        "stages.1.training.max_completion_length = None",
+        "must be a number",
+    ),
+    "a weight towards nothing": (
+        "stages.1",
+        rewarded(kl={"weight": 0.5}),
+        "stages.1.kl.weight = 0.5",
+        "give base or previous",
+    ),
+    "kl on": ("stages.1", rewarded(kl=True), "stages.1.kl.to = 'on'", "'off', 'base' or 'previous'"),
     "beta": ("stages.1", rewarded(training={"num_generations": 2, "beta": 0.1}), "stages.1.training.beta", "`kl:`"),
     "a reward in sft": ("stages.1.rewards", ["numeric"], "stages.1.rewards", "only in kind: rft"),
     "kl in sft": ("stages.1.kl", "base", "stages.1.kl = 'base'", "only in kind: rft"),
@@ -386,6 +405,52 @@ def test_quantization_without_its_package(desk: Desk, monkeypatch: pytest.Monkey
     ended = desk.cpt("run")
     assert (ended.code, len(ended.errors)) == (2, 1), ended.err
     assert ended.errors[0].startswith("model.quantization = '8bit': needs bitsandbytes: pip install")
+
+
+@pytest.mark.parametrize(
+    ("training", "place", "said"),
+    [
+        ({"max_completion_length": 512}, "stages.1.training.max_completion_length = 512", "context of 256 tokens"),
+        ({"max_completion_length": 254}, "stages.1.data", "leaves room for a completion"),
+        ({"loss_type": "nonsense"}, "stages.1.training.loss_type = 'nonsense'", "dapo, grpo"),
+        ({"use_vllm": True}, "stages.1.training.use_vllm = true", "needs the package vllm"),
+    ],
+)
+def test_what_only_a_rewarded_stage_would_meet(desk: Desk, training: Raw, place: str, said: str) -> None:
+    desk.stream["stages"][1] = rewarded(training=training)
+    ended = desk.cpt("run")
+    assert (ended.code, len(ended.errors)) == (2, 1), ended.err
+    assert ended.errors[0].startswith(place)
+    assert said in ended.errors[0]
+    assert not list(desk.runs.glob("*/stages/*/DONE"))
+
+
+def leaves(completions: list[str], **columns: Any) -> list[float]:
+    """Ends the interpreter, as a script's own check may."""
+    sys.exit(0)
+
+
+def test_a_reward_that_exits_is_one_that_raises(desk: Desk) -> None:
+    desk.stream["stages"] = [rewarded(rewards=["tests.e2e.test_bad_input:leaves"])]
+    ended = desk.cpt("run")
+    assert ended.code == 0, ended.err
+    assert "reward leaves raised on 16 of 16 completions, which score 0: SystemExit" in ended.out
+
+
+def test_a_reward_renamed_between_a_stop_and_the_next_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are for logs: the stage goes on."""
+    from cpt import cli
+
+    desk.stream["stages"] = [rewarded(training={"save_steps": 2})]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_say", lambda line: os.kill(os.getpid(), signal.SIGTERM) if "step 2" in line else None)
+        assert desk.cpt("run").code == 75
+    desk.stream["stages"][0]["rewards"] = [{"type": "exact_match", "name": "mine"}]
+    ended = desk.cpt("run")
+    assert ended.code == 0, ended.err
+    facts = json.loads((desk.run / "stages/01_two/DONE").read_text())["facts"]
+    assert facts["resumed_from"] is not None
+    assert facts["rewards"]["mine"]["rows"] == 16
 
 
 def test_lora_that_fits_no_module_of_the_model(desk: Desk) -> None:

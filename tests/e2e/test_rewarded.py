@@ -52,7 +52,7 @@ def test_what_was_never_rewarded_is_answered_better(run: Path) -> None:
 
 def test_the_record_says_how_it_was_rewarded(run: Path) -> None:
     done = json.loads((run / "stages" / "01_sums" / "DONE").read_text())["facts"]
-    assert done["rewards"] == {"exact_match": {"raised": 0, "first": None}}
+    assert done["rewards"] == {"exact_match": {"rows": 6400, "raised": 0, "first": None}}
     record = json.loads((run / "stages" / "01_sums" / "stage.json").read_text())
     (reward,) = record["stage"]["rewards"]
     assert reward == {

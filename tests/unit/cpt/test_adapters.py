@@ -222,6 +222,16 @@ def test_a_lineage_loads_as_the_model_that_was_trained(train: Callable[..., Any]
     assert needs_weights_of(stages / "05_full" / "model") is None
 
 
+def test_stages_that_were_superseded_together_still_load(train: Callable[..., Any], base: Path) -> None:
+    train(1, "a", None)
+    folder, before = train(2, "b", "new")
+    stages = folder.parents[1]
+    for name in ("01_a", "02_b"):
+        (stages / name).rename(stages / f"{name}.superseded-1")
+    found = open_model(stages / "02_b.superseded-1" / "model", ModelSpec(path=str(base)))
+    assert torch.equal(logits(found), before)
+
+
 def test_two_adapters_and_their_merge_are_the_sum_of_their_products(train: Callable[..., Any], base: Path) -> None:
     train(1, "a", {"mode": "new", "lora": {"r": 4, "lora_alpha": 12}})
     stacked, _ = train(2, "b", {"mode": "new", "lora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}})

@@ -191,6 +191,32 @@ def test_field_names_are_read_once_and_kept(tmp_path: Path, monkeypatch: Any, ca
         upstream_fields.known.cache_clear()
 
 
+def test_a_stored_stream_is_read_by_any_number_of_processes(tmp_path: Path, monkeypatch: Any) -> None:
+    rewarded = {"name": "one", "kind": "rft", "data": {"rows": ROWS}, "rewards": ["numeric"]}
+    raw = small(stages=[rewarded | {"training": {"num_generations": 8, "per_device_train_batch_size": 4}}])
+    (tmp_path / "stream.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Stream.from_yaml(tmp_path / "stream.yaml").batch_problems() == []
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ConfigError, match="must divide the 4 completions"):
+        Stream.from_yaml(tmp_path / "stream.yaml")
+    stored = Stream.stored(tmp_path / "stream.yaml")
+    ((place, value, text),) = stored.batch_problems()
+    assert (place, value) == (("stages", 0, "training", "num_generations"), 8)
+    assert "must divide the 4 completions" in text
+
+
+def test_what_a_settings_file_holds_is_part_of_a_stage(tmp_path: Path) -> None:
+    from cpt.inputs import _content
+
+    file = tmp_path / "zero.json"
+    file.write_text('{"zero_optimization": {"stage": 2}}')
+    before = _content(str(file))
+    file.write_text('{"zero_optimization": {"stage": 3}}')
+    assert before != _content(str(file))
+    assert _content("no such.json") == "no such.json"
+
+
 def test_owned_fields_exist_upstream() -> None:
     """A field that TRL drops must leave our list too."""
     known = set().union(*(upstream_fields.known(home) for home in trainer_fields.CONFIGS.values()))
