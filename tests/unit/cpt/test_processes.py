@@ -217,9 +217,13 @@ OFFLOADS = {"offload_optimizer": {"device": "cpu"}}
         (lambda: _arguments(fp16=True), "fp16", None),
     ],
 )
-def test_edits_are_refused_where_they_would_not_arrive(args: Any, gradients: str | None, weights: str | None) -> None:
+def test_edits_are_refused_where_they_would_not_arrive(
+    monkeypatch: pytest.MonkeyPatch, args: Any, gradients: str | None, weights: str | None
+) -> None:
     from cpt.methods.base import Method
     from cpt.trainers.deepspeed import refuse_edits
+
+    monkeypatch.setenv("RANK", "0")  # as under a launcher
 
     class Masks(Method):
         type: str = "masks"
@@ -247,8 +251,18 @@ def test_edits_are_refused_where_they_would_not_arrive(args: Any, gradients: str
             assert where in found[0]
 
 
-def test_zero3_that_could_not_write_the_model_is_refused() -> None:
+def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from cpt.trainers.deepspeed import refuse_edits
 
+    monkeypatch.delenv("RANK", raising=False)
+    (found,) = refuse_edits([], _arguments({"stage": 2}))
+    assert found.startswith("training.deepspeed: needs a launcher")
+    assert "torchrun --nproc_per_node 1" in found
+
+
+def test_zero3_that_could_not_write_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cpt.trainers.deepspeed import refuse_edits
+
+    monkeypatch.setenv("RANK", "0")
     (found,) = refuse_edits([], _arguments({"stage": 3}))
     assert "stage3_gather_16bit_weights_on_model_save must be true" in found
