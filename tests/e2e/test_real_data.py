@@ -11,6 +11,7 @@ import pytest
 from cpt import DataError, Stream, run
 from eval_harness.rows import canonical
 from eval_harness.sources import read_rows
+from tests.evidence import classic_stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.shared]
 
@@ -71,3 +72,23 @@ def test_characters_that_a_tokenizer_loses_are_counted_and_said(shared: Path, tm
     assert [line for line in said if "characters do not survive the tokenizer" in line]
     facts = json.loads((done.find("agnews").path / "DONE").read_text())["facts"]
     assert facts["rows"]["task"]["lost_characters"] > 10
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
+def test_the_classic_stream_runs_on_its_files(shared: Path, tmp_path: Path) -> None:
+    """The recipe with the evidence's settings, a few rows and steps of it: what its table needs is measured."""
+    raw = classic_stream.recipe(shared / "data", shared / "models" / "stories260K", tmp_path)
+    for stage in raw["stages"]:
+        stage["data"] |= {"limit": 32}
+        stage["test"] |= {"limit": 8}
+    raw["training"] |= {"max_steps": 3, "warmup_steps": 0}
+    raw["evaluation"]["general"]["tinystories"] |= {"limit": 4}
+    done = run(Stream.parse(classic_stream.streams(raw, seed=0)["hft + replay"]), say=lambda line: None)
+    base, *_, last = classic_stream.figures(done)
+    for task in ("agnews", "svamp", "dbpedia"):
+        assert last[task]["answer_loss"] < base[task]["answer_loss"], task
+        assert 0 <= last[task]["accuracy"] <= 1
+    assert base["tinystories"]["bits_per_byte"] < 1.3  # a model of stories, on stories
+    facts = json.loads((done.find("dbpedia").path / "DONE").read_text())["facts"]
+    replayed = {name: facts["methods"][name]["rows_per_batch"] for name in ("general", "earlier")}
+    assert replayed == {"general": 2, "earlier": 4}

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import yaml
-from scipy import stats
 
 from cpt import Run, Stream, run
 from cpt.resources import bundled
 from cpt.run_dir import libraries
+from tests.evidence.tables import replace_table, spread
 
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
 GENERAL = {"task": "tiny_world/general"}
@@ -68,15 +68,6 @@ def figures(done: Run) -> dict[str, list[float]]:
     }
 
 
-def spread(values: list[float]) -> str:
-    """Mean and the half-width of its 95 % t-interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
-
-
 def table(data: dict[str, list[dict[str, list[float]]]]) -> list[str]:
     """Markdown: one line a variant, means and intervals over seeds."""
     lines = ["| | general after 1 | after 2 | after 3 | new task when learned | the three tasks at the end |"]
@@ -108,11 +99,9 @@ def main() -> None:
             data.setdefault(name, []).append(figures(run(stream, say=lambda line: None)))
     settings = {"seeds": arguments.seeds, "variants": VARIANTS, "libraries": libraries()}
     (OUT / "forgetting.json").write_text(json.dumps({"settings": settings, "data": data}, indent=1) + "\n")
-    page = (OUT / "forgetting.md").read_text(encoding="utf-8")
-    head, tail = page.split("<!-- table -->\n")[0], page.split("<!-- end of table -->\n")[-1]
-    body = "\n".join(table(data))
-    (OUT / "forgetting.md").write_text(f"{head}<!-- table -->\n{body}\n<!-- end of table -->\n{tail}", encoding="utf-8")
-    print(body)
+    lines = table(data)
+    replace_table(OUT / "forgetting.md", lines)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
 from cpt import Run, Stream, run
 from cpt.run_dir import libraries
 from cpt.trainers.session import read_metrics
+from tests.evidence.tables import spread
 
 OUT = Path(__file__).parents[2] / "docs" / "evidence"
 REPLAY = {"type": "replay", "ratio": 0.25, "general": {"task": "tiny_world/general"}}
@@ -83,15 +83,6 @@ def figures(done: Run) -> dict[str, float]:
     found |= {"first quarter": 100 * statistics.mean(rewards[:quarter])}
     found |= {"last quarter": 100 * statistics.mean(rewards[-quarter:])}
     return found | {"seconds": (folder.done() or {})["facts"]["train_seconds"]}
-
-
-def spread(values: list[float]) -> str:
-    """Mean and the half-width of its 95 % t-interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
 
 
 def table(data: dict[str, list[dict[str, float]]]) -> list[str]:
