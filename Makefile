@@ -52,7 +52,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) -e .[dev,deepspeed,quant]
+	$(PIP) -e .[dev,deepspeed,quant,lm-eval]
 	@touch $@
 
 hooks: $(VENV)/.dev ## run the fast checks before every commit

@@ -8,9 +8,9 @@ from cpt.models import base_folder, base_tokenizer, open_model
 from cpt.quiet import quiet
 from cpt.run_dir import Run, StageDir
 from eval_harness.errors import ScoringError
+from eval_harness.generation import generate
 from eval_harness.prompts import PromptError, prompt_ids
 from eval_harness.rows import Row
-from eval_harness.scoring import generate
 
 
 def answers(run: Run, prompt: str, stages: list[str], max_new_tokens: int) -> list[tuple[str, str]]:
@@ -23,7 +23,7 @@ def answers(run: Run, prompt: str, stages: list[str], max_new_tokens: int) -> li
     folders = [run.find(stage) for stage in stages] if stages else [f for f in run.stages() if _model(f, stream)]
     row = Row("completion", prompt=prompt)
     try:
-        ids = prompt_ids(tokenizer, row, stream.evaluation.prompt)
+        ids = prompt_ids(tokenizer, row, stream.evaluation.chat_template)
     except PromptError as error:
         raise DataError(f"the prompt cannot be rendered: {error}") from error
     found = []

@@ -1,4 +1,4 @@
-"""The command line: `cpt run | resume | validate | eval | export | ask | report`.
+"""The command line: `cpt run | resume | validate | eval | export | ask | report | compare`.
 
 Exit codes: 0 done; 1 a defect of ours (a traceback is shown); 2 what you wrote: configuration, data,
 tokenizer; 3 the run directory: another stream's, in use, damaged; 4 training could not go on: a loss that is
@@ -144,6 +144,33 @@ def report(
 
     paths = [Run.open(path).path for path in run_dirs]
     typer.echo(json.dumps(summary.as_json(paths), indent=1) if as_json else summary.text(paths))
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="run directories, or runs/NAME; the first is A")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="NAME=RUN,RUN", help="runs that differ in seed or order, pooled; repeatable"),
+    ] = None,
+    measure: Annotated[str | None, typer.Option("--measure", help="read every set by this one")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="every estimate, both intervals, as JSON")] = False,
+) -> None:
+    """Compare finished runs with the first one: scores, AP, BWT, forgetting, with intervals over items."""
+    from cpt.report import compare as comparison
+    from cpt.report import compare_table
+    from cpt.run_dir import Run
+
+    groups = comparison.labels([Run.open(path).path for path in run_dirs or []])
+    for given in group or []:
+        name, is_pair, paths = given.partition("=")
+        if not (name and is_pair and paths) or name in groups:
+            raise ConfigError(f"--group {given}: must be NAME=RUN,RUN with a name that is not taken")
+        groups[name] = [Run.open(path).path for path in paths.split(",")]
+    found = comparison.compare(groups, measure=measure)
+    typer.echo(json.dumps(compare_table.as_json(found), indent=1) if as_json else compare_table.text(found))
 
 
 def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:

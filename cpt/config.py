@@ -38,17 +38,36 @@ Group = Literal["task", "general"]
 Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
 
 
+class Generate(Strict):
+    """How a continuation is written: `eval_harness.generation.Generation`."""
+
+    max_new_tokens: int | None = Field(None, gt=0, description="default: what the row's own answer needs")
+    stop: list[str] = Field([], description="strings that end it")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="the smallest set of tokens of that mass")
+    top_k: int = Field(0, ge=0, description="the k most likely tokens; 0 is all")
+    seed: int = Field(0, description="of the samples")
+
+
 class EvalSource(Source):
     """Rows that are only measured, and how."""
 
     split: str = Field("test", description="which split of the origin")
     measures: list[str] | None = Field(None, min_length=1, description="default: chosen by the rows' form")
     exact_match: Literal["one_pass", "generate"] = Field("one_pass", description="equal results; see docs")
+    system: str | None = Field(None, description="a system message, or without a template a paragraph put first")
+    num_fewshot: int = Field(0, ge=0, description="solved rows put before each row, drawn from `fewshot`")
+    fewshot: Source | None = Field(None, description="rows that shots are drawn from, e.g. the training split")
+    fewshot_seed: int = Field(0, description="of that draw")
+    strip_reasoning: bool | str = Field(False, description="cut <think> blocks out of what is written; or a pattern")
+    generate: Generate = Field(Generate(), description="how answers are written, for measures that read them")
 
     @model_validator(mode="after")
     def _measured_once(self) -> "EvalSource":
         given = [key for key in ("weight", "count") if getattr(self, key) is not None]
         refuse(*(((key,), getattr(self, key), "means nothing for rows that are only measured") for key in given))
+        if bool(self.num_fewshot) != bool(self.fewshot):
+            refuse((("fewshot",), None, "num_fewshot and fewshot go together: how many shots, and from which rows"))
         return self
 
     @field_validator("measures")
@@ -205,12 +224,25 @@ class TokenizerSpec(Strict):
     chat_template: str | None = Field(None, description="path of a Jinja file")
 
 
+class DriftSource(Source):
+    """Rows on which every stage is compared with the stream's start."""
+
+    weights: bool = Field(True, description="also how far the weights moved; reads both checkpoints once")
+
+    @model_validator(mode="after")
+    def _read_once(self) -> "DriftSource":
+        given = [key for key in ("weight", "count") if getattr(self, key) is not None]
+        refuse(*(((key,), getattr(self, key), "means nothing for rows that are only measured") for key in given))
+        return self
+
+
 class Evaluation(Strict):
     """What is measured after every stage, stage 0 included."""
 
     general: dict[Name, EvalSource] = Field({}, description="abilities to keep, by name")
-    batch_tokens: int = Field(8192, gt=0, description="padded tokens per scoring batch")
-    prompt: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat if there is a template")
+    drift: DriftSource | None = Field(None, description="rows on which every stage is compared with the base")
+    batch_tokens: int | None = Field(None, gt=0, description="padded tokens per scoring batch; default: what fits")
+    chat_template: Literal["auto", "none"] = Field("auto", description="auto: if the tokenizer has one; training too")
     refuse_overlap: bool = Field(False, description="stop when test rows occur in training rows")
 
 
@@ -249,10 +281,12 @@ class Stream(Strict):
         found: list[Problem] = []
         names = [stage.name for stage in self.stages]
         for i, name in enumerate(names):
-            if name in names[:i] or name == "base":
+            if name in names[:i] or name in ("base", "drift"):  # a stage's folder, a set's file
                 found.append((("stages", i, "name"), name, "is taken: every stage needs a name of its own"))
             if name in self.evaluation.general:
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
+        if "drift" in self.evaluation.general:
+            found.append((("evaluation", "general", "drift"), "drift", "is the file of evaluation.drift: rename it"))
         found += adapter_problems(self.stages, self.model)
         if not (info.context or {}).get("stored"):
             found += self.batch_problems()

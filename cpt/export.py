@@ -33,8 +33,11 @@ def export(run: Run, stage: str, to: Path, merge: bool = False) -> Path:
     folder.verify_model()
     form = _form(folder, merge)
     write = {"plain": _copy, "merged": _write_merged, "adapter": _write_adapter}[form]
-    write(run, folder, to)
-    (to / "README.md").write_text(model_card(run, folder, form), encoding="utf-8")
+    aside = to.with_name(f".{to.name}.partial")  # a folder that was cut off must not look like a model
+    shutil.rmtree(aside, ignore_errors=True)
+    write(run, folder, aside)
+    (aside / "README.md").write_text(model_card(run, folder, form), encoding="utf-8")
+    aside.replace(to)  # over an empty folder too
     return to
 
 

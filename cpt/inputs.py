@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cpt.config import BATCH_DEFAULTS, EvalSource, Group, Stage, Stream, source_fields
 from cpt.data.overlap import overlap
 from cpt.data.sources import Loaded, load, load_all, wrong_kind
+from cpt.drift import DriftPlan
 from cpt.errors import CptError, DataError
 from cpt.evaluation import Plan
 from cpt.models import base_identity, base_tokenizer
@@ -78,6 +79,7 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
     """
     problems: list[str] = []
     read, sets = _read_stages(stream, problems), _read_sets(stream, problems)
+    watched = _read_drift(stream, problems)
     try:
         tokenizer = base_tokenizer(stream)
     except CptError as error:
@@ -90,6 +92,8 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
     overlaps = [overlap(plan.rows(), rows) for rows in trained]
     _say_overlap(stream, plan, overlaps, say)
     base = parent = digest(base_identity(stream))
+    if stream.evaluation.drift and watched:
+        plan = replace(plan, drift=DriftPlan.of(stream.evaluation.drift, watched, stream, base, tokenizer))
     stages = []
     for i, (stage, (rows, methods)) in enumerate(zip(stream.stages, read, strict=True), start=1):
         seed = stage_seed(stream.seed, i, stage.name)
@@ -113,16 +117,31 @@ def _read_stages(stream: Stream, problems: list[str]) -> list[tuple[Loaded, dict
     return found
 
 
-def _read_sets(stream: Stream, problems: list[str]) -> dict[str, tuple[Group, EvalSource, Loaded]]:
+def _read_sets(stream: Stream, problems: list[str]) -> dict[str, tuple[Group, EvalSource, Loaded, Loaded | None]]:
     """Everything that is measured, by name; what is wrong is added to `problems`."""
     sets = {}
     for name, (group, source) in stream.eval_sources().items():
         place = f"evaluation.general.{name}" if group == "general" else f"stages.{name}.test"
         try:
-            sets[name] = (group, source, load(source, stream.data_root, place, stream.seed))
+            rows = load(source, stream.data_root, place, stream.seed)
+            shots = None
+            if source.fewshot is not None:
+                shots = load(source.fewshot, stream.data_root, f"{place}.fewshot", stream.seed)
+            sets[name] = (group, source, rows, shots)
         except DataError as error:
             problems += error.problems
     return sets
+
+
+def _read_drift(stream: Stream, problems: list[str]) -> Loaded | None:
+    """The rows on which stages are compared with the base; what is wrong is added to `problems`."""
+    if stream.evaluation.drift is None:
+        return None
+    try:
+        return load(stream.evaluation.drift, stream.data_root, "evaluation.drift", stream.seed)
+    except DataError as error:
+        problems += error.problems
+    return None
 
 
 def _say_overlap(stream: Stream, plan: Plan, overlaps: list[dict[str, int]], say: Say) -> None:
@@ -156,7 +175,7 @@ def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: 
             for key, value in (BATCH_DEFAULTS | stream.training_of(stage)).items()
             if key not in _WATCHING
         },
-        "prompt": stream.evaluation.prompt,
+        "chat_template": stream.evaluation.chat_template,
         "data": rows.fingerprint,
         "method_data": [part.fingerprint for part in methods.values()],
         "seed": seed,

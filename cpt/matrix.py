@@ -29,7 +29,7 @@ def matrix(stream: Stream, run: Run, folders: list[StageDir]) -> dict[str, Any]:
         "tasks": tasks,
         "general": general,
         "rows": rows,
-        "summary": {m: _summary(m, rows, stream, tasks, general) for m in _measures(rows)},
+        "summary": {m: _summary(m, rows, stream, tasks, general) for m in _measures(rows, {*tasks, *general})},
     }
 
 
@@ -38,8 +38,8 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in keys}
 
 
-def _measures(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(m for row in rows for by in row["scores"].values() for m in by))
+def _measures(rows: list[dict[str, Any]], sets: set[str]) -> list[str]:
+    return list(dict.fromkeys(m for row in rows for name, by in row["scores"].items() if name in sets for m in by))
 
 
 def _values(row: dict[str, Any], names: list[str], measure: str) -> list[float | None]:

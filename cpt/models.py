@@ -212,6 +212,18 @@ def stands_on_base(parent: Path, spec: ModelSpec, adapter: Adapter | None) -> bo
     return made.stage is None and not merges and not any(part.merged for part in made.adapters)
 
 
+def is_start_beneath(folder: Path, spec: ModelSpec) -> bool:
+    """Whether the model in a folder, its adapters switched off, is the stream's start: then it is its own base."""
+    made = _made_of(folder, spec)
+    plain = made.stage is None and not any(part.merged for part in made.adapters)
+    return bool(made.adapters) and spec.adapter is None and plain
+
+
+def lineage_of(folder: Path | None, spec: ModelSpec) -> Lineage:
+    """What the model in a folder, or the stream's start, is made of. Raises DataError, ConfigError."""
+    return _made_of(folder, spec)
+
+
 def starts_as_parent(parent: Path, spec: ModelSpec, adapter: Adapter | None) -> bool:
     """Whether a stage's model, its adapters switched off, is the parent's: then it is its own reference."""
     if adapter is None or adapter.mode == "continue":
@@ -279,6 +291,9 @@ def _start(spec: ModelSpec) -> Lineage:
     try:
         found = made_of(given if given.is_dir() else spec.adapter, base=folder)
         refuse_other_weights(found)
+        for part in found.adapters:  # stages train LoRAs: an adapter of another kind is refused here
+            assert part.folder is not None
+            read_adapter_config(part.folder)
     except LoadError as error:
         raise ConfigError(f"model.adapter = {spec.adapter!r}: {error}") from error
     names = [f"00_{'adapter' if part.name == 'default' else part.name}" for part in found.adapters]

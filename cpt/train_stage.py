@@ -107,7 +107,7 @@ def _refuse_edits(stage: Stage, args: Any) -> None:
 def _token_settings(stream: Stream, training: dict[str, Any]) -> "TokenSettings":
     from cpt.trainers.sft import token_settings
 
-    return token_settings(training, stream.evaluation.prompt)
+    return token_settings(training, stream.evaluation.chat_template)
 
 
 def train_stage(
@@ -177,7 +177,7 @@ def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[s
             f"{place.removesuffix('.data')}.training.max_completion_length = {longest}: the model's context of "
             f"{context} tokens must hold the prompt too: set it lower"
         )
-    return prompted(here.rows.rows, inputs.tokenizer, stream.evaluation.prompt, room, place)
+    return prompted(here.rows.rows, inputs.tokenizer, stream.evaluation.chat_template, room, place)
 
 
 def _rewarding(stream: Stream, here: StageInputs, parent: Path) -> "Rewarding":

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cpt.config import Stream
+from cpt.config import EvalSource, Stream
 from cpt.data.sources import load, wrong_kind
 from cpt.data.spec import Source
 from cpt.errors import ConfigError, DataError
@@ -60,11 +60,16 @@ def _sources(stream: Stream) -> list[tuple[str, Source]]:
     found: list[tuple[str, Source]] = []
     for i, stage in enumerate(stream.stages):
         found += [(f"stages.{i}.data.{j}", source) for j, source in enumerate(stage.data)]
-        found += [(f"stages.{i}.test", stage.test)] if stage.test else []
+        found += _measured(f"stages.{i}.test", stage.test) if stage.test else []
         for key, part in stage.method_sources().items():
             found += [(f"stages.{i}.{key}.{k}", source) for k, source in enumerate(part)]
-    general = stream.evaluation.general.items()
-    return found + [(f"evaluation.general.{name}", source) for name, source in general]
+    for name, source in stream.evaluation.general.items():
+        found += _measured(f"evaluation.general.{name}", source)
+    return found
+
+
+def _measured(place: str, source: EvalSource) -> list[tuple[str, Source]]:
+    return [(place, source), *([(f"{place}.fewshot", source.fewshot)] if source.fewshot else [])]
 
 
 def unchecked(stream: Stream) -> list[str]:

@@ -9,23 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eval_harness.cache import Cache, CacheError
     from eval_harness.errors import Interrupted, ScoringError
+    from eval_harness.generation import Generation, generate
     from eval_harness.loading import Loaded, LoadError, TokenizerError, check_tokenizer, load
     from eval_harness.measure import MEASURES, EvalSet, MeasureError
-    from eval_harness.prompts import Encoded, PromptError, encode, prompt_ids
+    from eval_harness.prompts import Encoded, PromptError, Prompting, encode, prompt_ids
     from eval_harness.results import SCHEMA_VERSION, Result
     from eval_harness.rows import Row, RowError, canonical, content_key, normalise
-    from eval_harness.scoring import Score, generate, score
+    from eval_harness.scoring import Score, score
     from eval_harness.sources import SourceError, fingerprint, read_rows
 
 _HOME = {
+    "cache": ("Cache", "CacheError"),
     "errors": ("Interrupted", "ScoringError"),
+    "generation": ("Generation", "generate"),
     "loading": ("LoadError", "Loaded", "TokenizerError", "check_tokenizer", "load"),
     "measure": ("MEASURES", "EvalSet", "MeasureError"),
-    "prompts": ("Encoded", "PromptError", "encode", "prompt_ids"),
+    "prompts": ("Encoded", "PromptError", "Prompting", "encode", "prompt_ids"),
     "results": ("SCHEMA_VERSION", "Result"),
     "rows": ("Row", "RowError", "canonical", "content_key", "normalise"),
-    "scoring": ("Score", "generate", "score"),
+    "scoring": ("Score", "score"),
     "sources": ("SourceError", "fingerprint", "read_rows"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -34,10 +38,10 @@ __all__ = [  # noqa: RUF022  (grouped as above)
     "Interrupted", "ScoringError",
     "LoadError", "Loaded", "TokenizerError", "check_tokenizer", "load",
     "MEASURES", "EvalSet", "MeasureError",
-    "Encoded", "PromptError", "encode", "prompt_ids",
+    "Encoded", "PromptError", "Prompting", "encode", "prompt_ids",
     "SCHEMA_VERSION", "Result",
     "Row", "RowError", "canonical", "content_key", "normalise",
-    "Score", "generate", "score",
+    "Score", "score", "Generation", "generate", "Cache", "CacheError",
     "SourceError", "fingerprint", "read_rows",
 ]  # fmt: skip
 

@@ -24,6 +24,7 @@ from typing import Any
 FILE = "lineage.json"
 FORMAT = 1
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LORA = "LORA"  # the peft_type that is read here; of others see `eval_harness.loading.LOADERS`
 
 
 class LoadError(ValueError):
@@ -122,29 +123,41 @@ def _part(folder: Path, entry: dict[str, Any]) -> Part:
 
 
 def read_adapter(folder: Path, base: Path | str | None = None) -> Lineage:
-    """The lineage of a PEFT folder: its adapter on the base it names, or on another copy of that base.
+    """The lineage of an adapter's folder: it is on the base it names, or on another copy of that base.
 
     Raises:
         LoadError: no adapter weights as safetensors, no base.
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise LoadError(f"{folder}: has no {ADAPTER_WEIGHTS} (adapters saved as .bin are not read: save them again)")
-    weights = base or read_adapter_config(folder).get("base_model_name_or_path")
+    weights = base or _adapter_json(folder).get("base_model_name_or_path")
     if not weights:
         raise LoadError(f"{folder / ADAPTER_CONFIG}: names no base_model_name_or_path; say which base it is for")
     return Lineage(str(weights), weights, adapters=(Part("default", folder),))
 
 
+def adapter_kind(folder: Path) -> str | None:
+    """The peft_type that adapter_config.json names. Raises LoadError when it cannot be read."""
+    return _adapter_json(folder).get("peft_type")
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json as a mapping. Raises LoadError when it is not one, or not of a LoRA."""
+    content = _adapter_json(folder)
+    if content.get("peft_type") != LORA:
+        kind = content.get("peft_type")
+        raise LoadError(f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA is read here")
+    return content
+
+
+def _adapter_json(folder: Path) -> dict[str, Any]:
     file = folder / ADAPTER_CONFIG
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
-    kind = content.get("peft_type") if isinstance(content, dict) else None
-    if kind != "LORA":
-        raise LoadError(f"{file}: peft_type is {kind!r}; only LORA is read here")
+    if not isinstance(content, dict):
+        raise LoadError(f"{file}: holds a {type(content).__name__} and must hold an object; restore the folder")
     return content
 
 

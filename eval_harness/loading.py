@@ -1,20 +1,25 @@
 """Load a checkpoint to look at it: model in eval mode and tokenizer, or one clear error.
 
 A checkpoint is a folder of save_pretrained, a PEFT adapter with the base it names, a stage's folder of weights and
-adapters (see `eval_harness.lineage`), or any of the first two on the Hub.
+adapters (see `eval_harness.lineage`), or any of the first two on the Hub. Adapters of other kinds than LoRA are
+loaded by the function that an installed package registers for their kind: docs/write_a_loader.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from eval_harness.lineage import (
     ADAPTER_CONFIG,
     FILE,
+    LORA,
     Lineage,
     LoadError,
+    Part,
+    adapter_kind,
     read_adapter,
     read_lineage,
     refuse_other_weights,
@@ -30,13 +35,25 @@ TOKENIZER = (
     "vocab.txt",
     "spiece.model",
 )
-
+LOADERS = "eval_harness.loaders"  # entry-point group: peft_type of adapter_config.json -> Loader
 
 As = Literal["trained", "none", "4bit", "8bit"]  # how weights are held; trained: as the newest adapter knew them
 
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be used for training or batched scoring; names the token and the next step."""
+
+
+class Loader(Protocol):
+    """What a package registers for adapters of a kind of its own."""
+
+    def __call__(self, model: Any, folder: Path, *, name: str, merged: bool) -> Any:
+        """Put the adapter in `folder` on `model`, with what was put on it before; returns the model.
+
+        model: the causal language model so far, on its device. folder: with adapter_config.json and
+        adapter_model.safetensors. name: the adapter's in memory. merged: put it into the weights instead, in memory,
+        exact to their rounding. Raises LoadError for what it cannot load or merge.
+        """
 
 
 @dataclass(slots=True)
@@ -105,11 +122,14 @@ def made_of(path_or_id: str | Path, *, base: str | Path | None = None, revision:
     """Which weights and adapters a folder or hub name stands for; reads no weights.
 
     Raises:
-        LoadError: not a checkpoint; a base is given for plain weights.
+        LoadError: not a checkpoint; a base is given for plain weights; an adapter of a kind that nobody loads.
     """
     folder = _adapter_folder(path_or_id, revision)
     if folder is not None:
-        return (read_lineage if (folder / FILE).is_file() else read_adapter)(folder, base)
+        lineage = (read_lineage if (folder / FILE).is_file() else read_adapter)(folder, base)
+        for part in lineage.adapters:
+            _registered(part)
+        return lineage
     if base is not None:
         raise LoadError(f"{path_or_id}: is plain weights, not an adapter's folder, so a base means nothing here")
     return Lineage(str(path_or_id), path_or_id)
@@ -122,28 +142,81 @@ def load_lineage(lineage: Lineage, *, quantization: As = "trained", device: Any 
     the same each time. `about` goes to from_pretrained of the weights.
 
     Raises:
-        LoadError: as `load_model`; adapters to be merged into quantized weights.
+        LoadError: as `load_model`; adapters to be merged into quantized weights; active ones of unlike kinds.
     """
     held = lineage.quantization if quantization == "trained" else quantization
     merged = [part for part in lineage.adapters if part.merged]
     active = [part for part in lineage.adapters if not part.merged]
     if merged and held in ("4bit", "8bit"):
         raise LoadError(f"{merged[0].name}: merging into {held} weights would round the sum: merge unquantized weights")
+    others = [part for part in active if _registered(part)]
+    if others and len(active) > 1:
+        kind, beside = adapter_kind(_folder(others[0])), [part.name for part in active if part is not others[0]]
+        raise LoadError(
+            f"{others[0].folder}: {kind} cannot be active beside others ({', '.join(beside)}): merge all but one"
+        )
     if lineage.adapters:
-        lineage = replace(lineage, place=_weights_folder(lineage))
+        lineage = replace(lineage, place=weights_folder(lineage))
         refuse_other_weights(lineage)
     model = _load_weights(lineage.place, held, device, about)
-    if lineage.adapters:
-        from eval_harness.adapters import activate, attach, merge
-    for part in merged:  # one at a time: each was made on the sum of those before
-        assert part.folder is not None
-        model = merge(attach(model, part.folder, part.name), str(part.folder))
-    for part in active:
-        assert part.folder is not None
-        model = attach(model, part.folder, part.name)
-    if active:
+    for part in [*merged, *active]:  # one at a time: each was made on the sum of those before
+        model = _put_on(model, part)
+    if active and not others:
+        from eval_harness.adapters import activate
+
         activate(model, [part.name for part in active])
     return model.eval()
+
+
+def _put_on(model: Any, part: Part) -> Any:
+    """The model with an adapter active on it, or merged into it."""
+    from eval_harness.adapters import attach, merge
+
+    registered, folder = _registered(part), _folder(part)
+    if registered is not None:
+        return _by(registered, model, part)
+    model = attach(model, folder, part.name)
+    return merge(model, str(folder)) if part.merged else model
+
+
+def _folder(part: Part) -> Path:
+    assert part.folder is not None, "only an adapter in training has no folder, and it is not loaded"
+    return part.folder
+
+
+def _registered(part: Part) -> EntryPoint | None:
+    """The entry point that loads an adapter, None for a LoRA; raises LoadError where there is none, or several."""
+    folder = _folder(part)
+    kind = adapter_kind(folder)
+    if kind == LORA:
+        return None
+    known = entry_points(group=LOADERS)
+    found = {one.value: one for one in known if one.name == kind}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    place = f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}"
+    if found:
+        raise LoadError(f"{place}, for which {LOADERS} has several loaders ({', '.join(sorted(found))}): uninstall one")
+    names = ", ".join(sorted({one.name for one in known})) or "none"
+    raise LoadError(
+        f"{place}; only LORA is read here, and kinds with a loader in the entry-point group {LOADERS} "
+        f"(installed: {names}). Install the package that wrote the adapter, or see docs/write_a_loader.md"
+    )
+
+
+def _by(registered: EntryPoint, model: Any, part: Part) -> Any:
+    """The model with an adapter put on by a registered loader, frozen."""
+    from torch.nn import Module
+
+    try:
+        loader: Loader = registered.load()
+    except (ImportError, AttributeError) as error:
+        raise LoadError(f"{LOADERS}: {registered.name} = {registered.value}: cannot be imported: {error}") from error
+    folder = _folder(part)
+    made = loader(model, folder, name=part.name, merged=part.merged)
+    if not isinstance(made, Module):
+        raise LoadError(f"{folder}: {registered.value} returned {type(made).__name__}, and must return the model")
+    return made.requires_grad_(False)
 
 
 def _load_weights(place: str | Path, held: str | None, device: Any, about: dict[str, Any]) -> Any:
@@ -203,22 +276,28 @@ def _adapter_folder(path_or_id: str | Path, revision: str | None) -> Path | None
     return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
-def _weights_folder(lineage: Lineage) -> Path:
-    """Where the weights beneath adapters are, downloaded first for a hub name."""
+def weights_folder(lineage: Lineage) -> Path:
+    """Where the weights of a lineage are, downloaded first for a hub name; reads none.
+
+    Raises:
+        LoadError: they are not there, or the folder is no checkpoint.
+    """
     folder = Path(lineage.place)
+    if folder.is_dir() or not lineage.adapters:
+        _check_folder(lineage.place)
     if folder.is_dir():
         return folder
-    step = "say where they are with base (--base on the command line)"
+    which = f"the weights beneath {lineage.adapters[-1].name}" if lineage.adapters else "the weights"
+    step = "say where they are with base (--base on the command line)" if lineage.adapters else "give their folder"
     if _meant_as_path(lineage.place):
-        raise LoadError(f"{lineage.place}: the weights beneath {lineage.adapters[-1].name} are not there; {step}")
+        raise LoadError(f"{lineage.place}: {which} are not there; {step}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(str(lineage.place), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        name, newest = str(lineage.place), lineage.adapters[-1].name
-        raise LoadError(f"{name}: the weights beneath {newest} are no folder and not on the Hub; {step}") from error
+        raise LoadError(f"{lineage.place}: {which} are no folder and not on the Hub; {step}") from error
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -1,27 +1,26 @@
 """Measures on sets of rows: every sequence of every set is scored in one sorted run over the model.
 
-    exact_match       share of rows whose whole answer, end token included, is what the model writes greedily
-    choice_accuracy   share of rows whose right choice has the highest log-likelihood of all choices
-    answer_loss       nats per answer token, end tokens included, mean over rows
-    bits_per_byte     bits the model needs for a byte of text
-    lost_bytes_share  share of the text's bytes that the tokenizer loses
-
-`exact_match` is computed in the pass that `answer_loss` needs anyway: greedy decoding writes an answer if
-and only if each of its tokens is the arg max given those before it. `EvalSet.exact_match = "generate"`
-decodes instead; a test holds the two equal.
+What is asked of the model follows from the measures; what was asked of the same weights before comes from the cache,
+row by row. `eval_harness.measures` lists the measures, docs/measures.md explains them.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
-from eval_harness import prompts, results
-from eval_harness.prompts import Encoded, PromptError, Style
+from eval_harness import prompts
+from eval_harness.cache import VERSION, Cache, digest, tokenizer_digest, versions
+from eval_harness.items import NO_TARGET, TOO_LONG, Answer, Ask, EvalSet, Item, Measured, Record
+from eval_harness.measures import MEASURES
+from eval_harness.measures.texts import surviving_bytes
+from eval_harness.prompts import Encoded, PromptError
 from eval_harness.results import Result
 from eval_harness.rows import Row
 
@@ -29,78 +28,15 @@ if TYPE_CHECKING:  # scoring needs torch; a plan can be checked without
     from eval_harness.scoring import Progress, Score, ShouldStop
     from eval_harness.sharding import Shard
 
+__all__ = ["MEASURES", "EvalSet", "MeasureError", "Measured", "check", "default_measures", "measure", "set_definition"]
+
+SCORED_AT_ONCE = 4096  # rows between two writes of the cache; within them batches are sorted by length
+WRITTEN_AT_ONCE = 256
 DEFAULT_WINDOW = 2048  # tokens of a text window where the config names no context length
-TOO_LONG = "longer_than_context"
-NO_TARGET = "no_target_token"
 
 
 class MeasureError(ValueError):
     """A measure that does not exist or does not apply to a set's rows."""
-
-
-@dataclass(slots=True)
-class EvalSet:
-    """Rows of one form that are measured together.
-
-    measures      None takes what the rows' form allows, see `default_measures`
-    group         "task" for a column of the stream's matrix, "general" for an ability to be kept
-    exact_match   by the scoring pass, or by decoding (completion rows only)
-    """
-
-    name: str
-    rows: list[Row]
-    measures: tuple[str, ...] | None = None
-    group: Literal["task", "general"] = "task"
-    exact_match: Literal["one_pass", "generate"] = "one_pass"
-    style: Style = "auto"
-
-
-@dataclass(slots=True)
-class Item:
-    """One row, what was asked of the model for it, and what came back.
-
-    answers           the row's choices in their order, or its one answer, or the windows of a text
-    scores            of the same length; None where the sequence did not fit in the context
-    generated         the new ids, where exact match is decoded
-    surviving_bytes   of a text, after decode(encode(text))
-    """
-
-    row: Row
-    answers: list[Encoded]
-    scores: list[Score | None] = field(default_factory=list)
-    generated: list[int] | None = None
-    surviving_bytes: int = 0
-
-    @property
-    def reason_excluded(self) -> str | None:
-        if any(one is None for one in self.scores):
-            return TOO_LONG
-        return NO_TARGET if any(one.tokens == 0 for one in self.scores if one) else None
-
-
-@dataclass(slots=True)
-class Measured:
-    """A set with all its items scored: what a measure's function sees."""
-
-    eval_set: EvalSet
-    items: list[Item]
-    style: str  # "plain" or "chat:1f3a9c"
-    window: int
-
-    def kept(self) -> tuple[list[Item], Counter[str]]:
-        """Items that could be scored, and how many could not, by reason."""
-        excluded: Counter[str] = Counter(item.reason_excluded for item in self.items if item.reason_excluded)
-        return [item for item in self.items if item.reason_excluded is None], excluded
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A registered measure: its function, its direction, and the rows it applies to."""
-
-    function: Callable[[Measured], Result]
-    higher_is_better: bool
-    kinds: frozenset[str]
-    needs_choices: bool = False
 
 
 def measure(
@@ -108,19 +44,25 @@ def measure(
     tokenizer: Any,
     sets: Sequence[EvalSet],
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
     shard: Shard | None = None,
+    cache: Cache | None = None,
+    identity: str | None = None,
 ) -> dict[str, dict[str, Result]]:
     """Measure a model on sets of rows.
 
     Args:
-        batch_tokens: tokens of a batch, padding counted; changes no value beyond rounding.
+        model: a causal language model, or a function that loads it, called only if something must be scored.
+        batch_tokens: tokens of a batch, padding counted; changes no value beyond rounding. None is what fits.
         should_stop: asked between batches.
-        progress: called with (sequences done, sequences in all).
+        progress: called with (rows asked so far, rows to ask in all); what the cache knows is not asked.
         shard: this process among several that measure the same model on the same sets: every sequence is scored
             by one of them, and all return the same. A stop or an error of one ends the measurement on all.
+        cache: where records are looked up and kept; the first process reads and writes it.
+        identity: everything that decides what the model computes (hash of its weights, dtype, attention kernel,
+            quantization; see `model_identity`). Without it nothing is cached.
 
     Returns:
         set name -> measure -> Result.
@@ -130,32 +72,27 @@ def measure(
         PromptError: a row that the tokenizer cannot render.
         ScoringError: the model's logits are NaN.
         Interrupted: should_stop said so.
+        CacheError: the cache is damaged.
     """
-    from eval_harness.scoring import context_length, score
-
     wanted = check(sets)
-    window = context_length(model) or DEFAULT_WINDOW
-    measured = [_encode(tokenizer, one, window) for one in sets]
-    items = [item for one in measured for item in one.items]
-    scores = iter(
-        score(
-            model,
-            [encoded for item in items for encoded in item.answers],
-            batch_tokens=batch_tokens,
-            should_stop=should_stop,
-            progress=progress,
-            shard=shard,
-        )
-    )
-    for item in items:
-        item.scores = [next(scores) for _ in item.answers]
-    for one in measured:
-        if one.eval_set.exact_match == "generate" and "exact_match" in wanted[one.eval_set.name]:
-            _decode(model, tokenizer, one, batch_tokens, should_stop, shard)
-    return {
-        one.eval_set.name: {name: MEASURES[name].function(one) for name in wanted[one.eval_set.name]}
-        for one in measured
-    }
+    plans = [_Plan.of(one, wanted[one.name], tokenizer) for one in sets]
+    items = [[Item(row) for row in one.rows] for one in sets]
+    memory = _Memory(cache, identity, tokenizer, shard)
+    todo = memory.recall(plans, items)
+    if todo:
+        asking = _Asking(_opened(model), tokenizer, batch_tokens, should_stop, progress, shard)
+        for answered in asking.answer(todo):
+            memory.keep(answered)
+    found = {}
+    for plan, part in zip(plans, items, strict=True):
+        measured = Measured(plan.eval_set, part, plan.prompting)
+        found[plan.eval_set.name] = {name: MEASURES[name].function(measured) for name in wanted[plan.eval_set.name]}
+    return found
+
+
+def model_identity(weights: str, **settings: Any) -> str:
+    """One string for `identity`: the hash of the weights and what else decides their outputs, by name."""
+    return digest(weights, {name: str(value) for name, value in settings.items()})
 
 
 def check(sets: Sequence[EvalSet]) -> dict[str, tuple[str, ...]]:
@@ -177,228 +114,344 @@ def default_measures(rows: Sequence[Row]) -> tuple[str, ...]:
     if all(row.kind == "text" for row in rows):
         return ("bits_per_byte",)
     if all(row.choices for row in rows):
-        return ("choice_accuracy", "exact_match", "answer_loss")
+        return ("acc", "exact_match", "answer_loss")
     return ("exact_match", "answer_loss")
 
 
-def exact_match(measured: Measured) -> Result:
-    """Share of rows whose answer tokens and first end token are all the arg max."""
-    items, excluded = measured.kept()
-    how = measured.eval_set.exact_match
-    return results.from_items(
-        ((item.row.id, float(_is_exact(item))) for item in items),
-        definition=f"exact_match@1({how},{measured.style})",
-        higher_is_better=True,
-        excluded=excluded,
-    )
+def set_definition(one: EvalSet, tokenizer: Any) -> str:
+    """Digest of everything that decides what a set measures but the model: rows, measures, prompting, generation."""
+    names = one.measures or default_measures(one.rows)
+    shots = draw_shots(one)
+    rows = [[row.id, row.separator] for row in one.rows]
+    how = [one.exact_match, one.generation.definition(), one.prompting.strip_reasoning, one.group]
+    return digest(rows, names, how, _prompt_key(one, shots, tokenizer), tokenizer_digest(tokenizer), VERSION)
 
 
-def choice_accuracy(measured: Measured) -> Result:
-    """Share of rows whose right choice has the highest summed log-likelihood.
+def draw_shots(one: EvalSet) -> list[Row]:
+    """The solved rows put before every row of the set: seeded, none of them a row of the set itself.
 
-    Sums, not means per token; the end tokens are left out, so that a template's tail weighs nothing. A tie
-    goes to the choice that the row lists first.
+    Raises:
+        MeasureError: fewer rows to draw from than shots.
     """
-    items, excluded = measured.kept()
-    chance = math.fsum(1 / len(item.row.choices) for item in items) / len(items) if items else math.nan
-    return results.from_items(
-        ((item.row.id, float(_chosen(item) == item.row.completion)) for item in items),
-        definition=f"choice_accuracy@1(sum,no_end,{measured.style})",
-        higher_is_better=True,
-        excluded=excluded,
-        note=f"chance level {chance:.4g}",
+    wanted = one.prompting.num_fewshot
+    if not wanted:
+        return []
+    own = {row.id for row in one.rows}
+    pool = [row for row in one.fewshot if row.id not in own and row.kind == "completion"]
+    if len(pool) < wanted:
+        raise MeasureError(
+            f"set {one.name!r}: num_fewshot = {wanted}: only {len(pool)} completion rows to draw shots from that are "
+            "not rows of the set; name their split or file"
+        )
+    return random.Random(one.prompting.fewshot_seed).sample(pool, wanted)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A set with what its measures ask of the model."""
+
+    eval_set: EvalSet
+    asks: tuple[Ask, ...]
+    statistics: bool
+    shots: list[Row]
+    prompting: str
+    prompt_key: Any
+
+    @classmethod
+    def of(cls, one: EvalSet, names: Sequence[str], tokenizer: Any) -> _Plan:
+        asks = list(dict.fromkeys(ask for name in names for ask in MEASURES[name].asked_of(one)))
+        if "choices" in asks and "answer" in asks:  # the own answer is one of them
+            asks.remove("answer")
+        shots = draw_shots(one)
+        is_text = one.rows[0].kind == "text"
+        prompting = "text" if is_text else one.prompting.definition(tokenizer, shots)
+        statistics = any(MEASURES[name].statistics for name in names)
+        return cls(one, tuple(asks), statistics, shots, prompting, _prompt_key(one, shots, tokenizer))
+
+    def key(self, row: Row, ask: Ask) -> Any:
+        """What decides the record of an ask about a row, beside model and tokenizer."""
+        if ask == "text":
+            return [ask, row.text, self.statistics]
+        asked = [row.kind, row.prompt, row.messages, row.separator, self.prompt_key]
+        if ask == "generation":
+            how = self.eval_set.generation
+            settings = [how.definition(), list(how.stop), self.eval_set.prompting.strip_reasoning]
+            return [ask, asked, row.completion, settings]
+        return [ask, asked, texts_of(row, ask), self.statistics]
+
+
+def texts_of(row: Row, ask: Ask) -> tuple[str | None, ...]:
+    """What an ask scores after the row's prompt; None is a conversation's own answers."""
+    if ask == "choices":
+        return row.choices
+    if ask == "paraphrase":
+        return () if row.paraphrase is None else (row.paraphrase,)
+    if ask == "perturbed":
+        return row.perturbed
+    return (row.completion,)
+
+
+def _prompt_key(one: EvalSet, shots: Sequence[Row], tokenizer: Any) -> Any:
+    style = prompts.resolve(tokenizer, one.prompting.chat_template)
+    solved = [[shot.prompt, shot.messages, shot.separator, shot.completion] for shot in shots]
+    return digest(style, one.prompting.system, solved)
+
+
+@dataclass(slots=True)
+class _Todo:
+    """One ask about one item that nobody has answered yet."""
+
+    plan: _Plan
+    item: Item
+    ask: Ask
+    key: str
+
+
+class _Memory:
+    """Records of earlier measurements of the same model; without cache and identity it remembers nothing."""
+
+    def __init__(self, cache: Cache | None, identity: str | None, tokenizer: Any, shard: Shard | None):
+        self.cache = cache if identity is not None and (shard is None or shard.rank == 0) else None
+        self.used = cache is not None and identity is not None
+        self.about = [identity, tokenizer_digest(tokenizer), versions(), VERSION] if self.used else []
+        self.shard = shard
+
+    def recall(self, plans: Sequence[_Plan], items: Sequence[Sequence[Item]]) -> list[_Todo]:
+        """Give the items the records that are known; what is left to ask."""
+        about = digest(*self.about)
+        todo = [
+            _Todo(plan, item, ask, digest(about, plan.key(item.row, ask)) if self.used else "")
+            for plan, part in zip(plans, items, strict=True)
+            for item in part
+            for ask in plan.asks
+        ]
+        known = self._known([one.key for one in todo])
+        left = []
+        for one in todo:
+            if one.key in known:
+                one.item.records[one.ask] = Record.from_json(known[one.key])
+            else:
+                left.append(one)
+        return left
+
+    def keep(self, answered: Sequence[_Todo]) -> None:
+        if self.cache is not None:
+            self.cache.put({one.key: one.item.records[one.ask].to_json() for one in answered})
+
+    def _known(self, keys: Sequence[str]) -> dict[str, Any]:
+        if not self.used:
+            return {}
+        found = {} if self.cache is None else self.cache.get(keys)
+        return found if self.shard is None else self.shard.gather(found)[0]
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A model that is asked: scoring passes first, then what must be written."""
+
+    model: Any
+    tokenizer: Any
+    batch_tokens: int | None
+    should_stop: ShouldStop | None
+    progress: Progress | None
+    shard: Shard | None
+    _before: tuple[int, int, int] = (0, 0, 0)  # rows before the present part, its size, all
+
+    def answer(self, todo: Sequence[_Todo]) -> Iterator[Sequence[_Todo]]:
+        """Fill in the records, part by part: a stop loses one part's work."""
+        done = 0
+        for part in _parts(todo):
+            self._before = done, len(part), len(todo)
+            if part[0].ask == "generation":
+                self._write(part)
+            else:
+                self._score(part)
+            done += len(part)
+            yield part
+
+    def _progress(self, done: int, total: int) -> None:
+        """Sequences of the present part, told as rows asked of all."""
+        if self.progress is not None:
+            before, size, all_of_them = self._before
+            self.progress(before + size * done // total, all_of_them)
+
+    def _score(self, todo: Sequence[_Todo]) -> None:
+        from eval_harness.scoring import context_length, score
+
+        window = context_length(self.model) or DEFAULT_WINDOW
+        encoded = [self._encoded(one, window) for one in todo]
+        scores = iter(
+            score(
+                self.model,
+                [sequence for part in encoded for sequence in part],
+                statistics=todo[0].plan.statistics,
+                batch_tokens=self.batch_tokens,
+                should_stop=self.should_stop,
+                progress=self._progress,
+                shard=self.shard,
+            )
+        )
+        for one, part in zip(todo, encoded, strict=True):
+            record = _record(part, [next(scores) for _ in part])
+            if one.ask == "text":
+                record.window = window
+                record.surviving_bytes = self._surviving(one.item.row)
+            one.item.records[one.ask] = record
+
+    def _encoded(self, one: _Todo, window: int) -> list[Encoded]:
+        if one.ask == "text":
+            return self._windows(one.item.row, window)
+        row, how = one.item.row, one.plan.eval_set.prompting
+        if row.kind == "chat":
+            return [prompts.encode(self.tokenizer, row, system=how.system)]
+        texts = [text for text in texts_of(row, one.ask) if text is not None]
+        shots = one.plan.shots
+        encoded = prompts.encode_answers(self.tokenizer, row, texts, how.chat_template, system=how.system, shots=shots)
+        if one.ask == "choices":  # what the model would write has an end, what it is only asked about has none
+            encoded = [
+                part if text == row.completion else part.without_end()
+                for text, part in zip(texts, encoded, strict=True)
+            ]
+        return encoded
+
+    def _windows(self, row: Row, window: int) -> list[Encoded]:
+        first = self.tokenizer.bos_token_id
+        first = first if first is not None else self.tokenizer.eos_token_id
+        if first is None:
+            raise PromptError("a text starts with bos or eos, and the tokenizer has neither")
+        ids = self._ids(row)
+        stream = [first, *ids]
+        windows = [stream[at : at + window] for at in range(0, len(ids), window - 1)]
+        return [Encoded(part, [i > 0 for i in range(len(part))]) for part in windows]
+
+    def _surviving(self, row: Row) -> int:
+        decoded = self.tokenizer.decode(self._ids(row), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return surviving_bytes(row.text or "", decoded)
+
+    def _ids(self, row: Row) -> list[int]:
+        return list(self.tokenizer(row.text or "", add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _write(self, todo: Sequence[_Todo]) -> None:
+        """Continue the prompts of sets with one way of writing; a prompt that leaves no room is a problem."""
+        from eval_harness.generation import generate
+        from eval_harness.scoring import context_length
+
+        limit = context_length(self.model)
+        how = todo[0].plan.eval_set.generation
+        by_room: dict[int, list[tuple[_Todo, Encoded, list[int]]]] = {}
+        for one in todo:
+            (own,), asked = self._encoded(replace(one, ask="answer"), 0), self._prompt(one)
+            needed = how.max_new_tokens or _power_of_two(len(own.input_ids) - len(asked))
+            if limit is not None and len(asked) + (how.max_new_tokens or len(own.input_ids) - len(asked)) > limit:
+                one.item.records["generation"] = Record(problem=TOO_LONG)
+            else:
+                by_room.setdefault(needed, []).append((one, own, asked))
+        for room, part in sorted(by_room.items(), reverse=True):
+            new = generate(
+                self.model,
+                self.tokenizer,
+                [asked for _, _, asked in part],
+                how.limited_to(room),
+                batch_tokens=self.batch_tokens,
+                should_stop=self.should_stop,
+                progress=self._progress,
+                shard=self.shard,
+            )
+            for (one, own, asked), ids in zip(part, new, strict=True):
+                one.item.records["generation"] = self._written(one, own, asked, ids)
+
+    def _prompt(self, one: _Todo) -> list[int]:
+        how = one.plan.eval_set.prompting
+        return prompts.prompt_ids(
+            self.tokenizer, one.item.row, how.chat_template, system=how.system, shots=one.plan.shots
+        )
+
+    def _written(self, one: _Todo, own: Encoded, asked: list[int], ids: list[int]) -> Record:
+        from eval_harness.metrics.text import strip_reasoning, until_stop
+
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = until_stop(text, one.plan.eval_set.generation.stop)
+        pattern = one.plan.eval_set.prompting.strip_reasoning
+        if pattern is not None:
+            text = strip_reasoning(text, pattern)
+        # Of several end tokens the first: decoding stops there. The rest of the template is no target.
+        target = [i for i, is_target in zip(own.input_ids, own.is_target, strict=True) if is_target]
+        needed = target[: len(target) - max(0, own.end_tokens - 1)]
+        return Record(generated=text.strip(), exact=own.start == len(asked) and ids[: len(needed)] == needed)
+
+
+def _parts(todo: Sequence[_Todo]) -> Iterator[list[_Todo]]:
+    """What one scoring pass or one way of writing can take together, not more than is dear to lose."""
+    alike: dict[Any, list[_Todo]] = {}
+    for one in todo:
+        writes = one.ask == "generation"
+        key = one.plan.eval_set.generation if writes else one.plan.statistics
+        alike.setdefault((writes, key), []).append(one)
+    for (writes, _), part in alike.items():
+        size = WRITTEN_AT_ONCE if writes else SCORED_AT_ONCE
+        yield from (part[at : at + size] for at in range(0, len(part), size))
+
+
+def _record(encoded: Sequence[Encoded], scores: Sequence[Score | None]) -> Record:
+    if any(one is None for one in scores):
+        return Record(problem=TOO_LONG)
+    found = [one for one in scores if one is not None]
+    if any(one.tokens == 0 for one in found):
+        return Record(problem=NO_TARGET)
+    return Record(
+        [
+            Answer(one.log_probs, one.hits, part.end_tokens, one.means, one.variances)
+            for part, one in zip(encoded, found, strict=True)
+        ]
     )
 
 
-def answer_loss(measured: Measured) -> Result:
-    """Nats per answer token (end tokens included) of each row, averaged over rows."""
-    items, excluded = measured.kept()
-    pairs = [(item.row.id, _answer(item)) for item in items]
-    return results.from_items(
-        ((name, -answer.log_prob / answer.tokens) for name, answer in pairs),
-        definition=f"answer_loss@1(nats_per_token,with_end,{measured.style})",
-        higher_is_better=False,
-        excluded=excluded,
-    )
+def _power_of_two(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()
 
 
-def bits_per_byte(measured: Measured) -> Result:
-    """Bits of all tokens over the bytes that survive tokenisation, over the whole set.
-
-    Windows of the model's context; each starts with the last token of the one before (the first with bos,
-    else eos), so every token is predicted once. The end of a text is not predicted. The standard error is
-    that of a ratio of sums: sqrt(n / (n - 1) * sum (bits_i - r bytes_i)^2) / sum bytes.
-    """
-    items, excluded = measured.kept()
-    survivors = [item for item in items if item.surviving_bytes]
-    excluded["no_byte_survives"] += len(items) - len(survivors)
-    pairs = [(item.row.id, _bits(item), float(item.surviving_bytes)) for item in survivors]
-    lost = lost_bytes_share(measured).value
-    note = None if not lost else f"the tokenizer loses {lost:.2%} of the text's bytes; they are not counted"
-    return _ratio(pairs, f"bits_per_byte@1(window={measured.window},surviving_bytes)", excluded, note)
-
-
-def lost_bytes_share(measured: Measured) -> Result:
-    """Share of the text's bytes that are gone after decode(encode(text)), over the whole set."""
-    pairs = []
-    for item in measured.items:
-        total = len((item.row.text or "").encode())
-        pairs.append((item.row.id, float(total - item.surviving_bytes), float(total)))
-    return _ratio(pairs, "lost_bytes_share@1(characters_as_multiset)", Counter(), None)
-
-
-_ANSWERED = frozenset({"completion", "chat"})
-_TEXT = frozenset({"text"})
-MEASURES: dict[str, Measure] = {
-    "exact_match": Measure(exact_match, True, _ANSWERED),
-    "choice_accuracy": Measure(choice_accuracy, True, frozenset({"completion"}), needs_choices=True),
-    "answer_loss": Measure(answer_loss, False, _ANSWERED),
-    "bits_per_byte": Measure(bits_per_byte, False, _TEXT),
-    "lost_bytes_share": Measure(lost_bytes_share, False, _TEXT),
-}
-
-
-def surviving_bytes(text: str, decoded: str) -> int:
-    """UTF-8 bytes of the characters of `text` that are still there in `decoded`, counted as multisets:
-    exact where a tokenizer drops or replaces characters, which is how bytes are lost."""
-    kept = Counter(text) & Counter(decoded)
-    return sum(count * len(character.encode("utf-8", "surrogatepass")) for character, count in kept.items())
+def _opened(model: Any) -> Any:
+    return model() if isinstance(model, FunctionType | partial) else model
 
 
 def _problems(one: EvalSet) -> Iterator[str]:
     if not one.rows:
         yield f"set {one.name!r}: no rows"
         return
-    if {row.kind for row in one.rows} > _TEXT:
+    if {row.kind for row in one.rows} > {"text"}:
         yield f"set {one.name!r}: mixes text rows with others; make two sets"
-    for name in one.measures or ():
+    names = one.measures or default_measures(one.rows)
+    for name in names:
         if name not in MEASURES:
             near = difflib.get_close_matches(name, MEASURES, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             yield f"set {one.name!r}: unknown measure {name!r}: {hint}known: {', '.join(MEASURES)}"
             continue
-        unfit = next((row for row in one.rows if not _applies(MEASURES[name], row)), None)
+        unfit = next((row for row in one.rows if not _applies(name, row)), None)
         if unfit is not None:
-            yield f"set {one.name!r}: {name} does not apply to {_form(unfit)} (row {unfit.id})"
-    decodes = one.exact_match == "generate"
-    if decodes and "exact_match" in (one.measures or default_measures(one.rows)):
+            yield f"set {one.name!r}: {name} does not apply to {_form(name, unfit)} (row {unfit.id})"
+    yield from (f"set {one.name!r}: generate.{problem}" for problem in one.generation.problems())
+    known = [MEASURES[name] for name in names if name in MEASURES]
+    if any("generation" in measure.asks for measure in known) and one.generation.max_new_tokens is None:
+        yield f"set {one.name!r}: what is written has no end: give generate.max_new_tokens, e.g. 64"
+    if one.exact_match == "generate" and "exact_match" in names:
         unfit = next((row for row in one.rows if row.kind == "chat"), None)
         if unfit is not None:
-            yield f"set {one.name!r}: exact_match: generate does not apply to {_form(unfit)}; use one_pass"
+            yield f"set {one.name!r}: exact_match: generate does not apply to chat rows; use one_pass"
+    if one.prompting.num_fewshot:
+        unfit = next((row for row in one.rows if row.kind != "completion"), None)
+        if unfit is not None:
+            yield f"set {one.name!r}: num_fewshot does not apply to {unfit.kind} rows"
+        try:
+            draw_shots(one)
+        except MeasureError as error:
+            yield str(error)
 
 
-def _applies(one: Measure, row: Row) -> bool:
-    return row.kind in one.kinds and (bool(row.choices) or not one.needs_choices)
+def _applies(name: str, row: Row) -> bool:
+    return row.kind in MEASURES[name].kinds and all(getattr(row, need) for need in MEASURES[name].needs)
 
 
-def _form(row: Row) -> str:
-    return f"{row.kind} rows" + (" without choices" if row.kind == "completion" and not row.choices else "")
-
-
-def _encode(tokenizer: Any, one: EvalSet, window: int) -> Measured:
-    is_text = one.rows[0].kind == "text"
-    wants_choices = "choice_accuracy" in (one.measures or default_measures(one.rows))
-    items = [
-        _text_item(tokenizer, row, window) if is_text else _answer_item(tokenizer, row, one.style, wants_choices)
-        for row in one.rows
-    ]
-    style = "text" if is_text else prompts.definition(tokenizer, one.style)
-    return Measured(one, items, style, window)
-
-
-def _answer_item(tokenizer: Any, row: Row, style: Style, wants_choices: bool) -> Item:
-    if not (wants_choices and row.choices):
-        return Item(row, [prompts.encode(tokenizer, row, style)])
-    return Item(row, [prompts.encode(tokenizer, row, style, completion=choice) for choice in row.choices])
-
-
-def _text_item(tokenizer: Any, row: Row, window: int) -> Item:
-    text = row.text or ""
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise PromptError("bits_per_byte starts a text with bos or eos, and the tokenizer has neither")
-    stream = [first, *ids]
-    windows = [stream[at : at + window] for at in range(0, len(ids), window - 1)]
-    decoded = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    answers = [Encoded(part, [i > 0 for i in range(len(part))]) for part in windows]
-    return Item(row, answers, surviving_bytes=surviving_bytes(text, decoded))
-
-
-def _decode(
-    model: Any,
-    tokenizer: Any,
-    measured: Measured,
-    batch_tokens: int,
-    should_stop: ShouldStop | None,
-    shard: Shard | None,
-) -> None:
-    from eval_harness.scoring import generate
-
-    items, _ = measured.kept()
-    answers = [_own(item) for item in items]
-    longest = max((len(a.input_ids) - a.start for a in answers), default=0)
-    new = generate(
-        model,
-        tokenizer,
-        [a.input_ids[: a.start] for a in answers],
-        longest,
-        batch_tokens=batch_tokens,
-        should_stop=should_stop,
-        shard=shard,
-    )
-    for item, ids in zip(items, new, strict=True):
-        item.generated = ids
-
-
-def _position(item: Item) -> int:
-    """Where the row's own answer stands among the item's answers."""
-    return item.row.choices.index(item.row.completion or "") if len(item.answers) > 1 else 0
-
-
-def _own(item: Item) -> Encoded:
-    return item.answers[_position(item)]
-
-
-def _answer(item: Item) -> Score:
-    found = item.scores[_position(item)]
-    assert found is not None  # kept() leaves out items with a score that is None
-    return found
-
-
-def _is_exact(item: Item) -> bool:
-    own, found = _own(item), _answer(item)
-    needed = found.tokens - max(0, own.end_tokens - 1)  # of several end tokens the first: decoding stops there
-    if item.generated is None:
-        return found.greedy_tokens >= needed
-    target = [i for i, is_target in zip(own.input_ids, own.is_target, strict=True) if is_target]
-    return item.generated[:needed] == target[:needed]
-
-
-def _chosen(item: Item) -> str:
-    totals = [
-        math.fsum(one.log_probs[: one.tokens - answer.end_tokens])
-        for one, answer in zip(item.scores, item.answers, strict=True)
-        if one is not None
-    ]
-    return item.row.choices[max(range(len(totals)), key=totals.__getitem__)]
-
-
-def _bits(item: Item) -> float:
-    return -math.fsum(one.log_prob for one in item.scores if one is not None) / math.log(2)
-
-
-def _ratio(
-    pairs: Sequence[tuple[str, float, float]], definition: str, excluded: Mapping[str, int], note: str | None
-) -> Result:
-    """Sum of numerators over sum of denominators; per item their own ratio."""
-    per_item = results.unique_ids((name, above / below) for name, above, below in pairs)
-    kept = {reason: count for reason, count in excluded.items() if count}
-    if not pairs:
-        return Result(None, 0, None, definition, False, {}, kept, f"no item could be measured (excluded: {kept})")
-    total = math.fsum(below for _, _, below in pairs)
-    value = math.fsum(above for _, above, _ in pairs) / total
-    n = len(pairs)
-    spread = math.fsum((above - value * below) ** 2 for _, above, below in pairs)
-    stderr = math.sqrt(n / (n - 1) * spread) / total if n > 1 else None
-    return Result(value, n, stderr, definition, False, per_item, kept, note)
+def _form(name: str, row: Row) -> str:
+    lacking = [need for need in MEASURES[name].needs if not getattr(row, need)]
+    return f"{row.kind} rows" + (f" without {' or '.join(lacking)}" if lacking and row.kind == "completion" else "")

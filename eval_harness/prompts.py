@@ -1,7 +1,7 @@
 """Rows to token ids, once, for training and evaluation alike.
 
-Style "chat" renders with the tokenizer's chat template, "plain" joins prompt, separator and completion;
-"auto" is chat where the tokenizer has a template. What is learned and scored (the target):
+chat_template: "auto" renders with the tokenizer's template where it has one, and "none" joins prompt, separator and
+completion, which "auto" does too without a template. What is learned and scored (the target):
 
     completion, chat    everything after the generation prompt up to the template's last end token. White
                         space that a template writes after it ("<|im_end|>\\n") stays in the input and is
@@ -24,11 +24,38 @@ from typing import Any, Literal
 
 from eval_harness.rows import Row
 
-Style = Literal["auto", "chat", "plain"]
+ChatTemplate = Literal["auto", "none"]
+SHOT_GAP = "\n\n"  # between shots where no chat template is used
 
 
 class PromptError(ValueError):
     """A row that this tokenizer cannot render; says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """How rows become prompts: part of what a measure means, and so of its definition.
+
+    chat_template     auto: the tokenizer's, where it has one; none: never
+    system            a system message, or without a template a paragraph put first
+    num_fewshot       solved rows put before each row, the same for all rows of a set
+    fewshot_seed      of the draw of those rows
+    strip_reasoning   pattern of what is cut out of generated text before it is compared; None cuts nothing
+    """
+
+    chat_template: ChatTemplate = "auto"
+    system: str | None = None
+    num_fewshot: int = 0
+    fewshot_seed: int = 0
+    strip_reasoning: str | None = None
+
+    def definition(self, tokenizer: Any, shots: Sequence[Row] = ()) -> str:
+        """ "plain" or "chat:" and the template's hash; then system, shots and reasoning pattern where there are any."""
+        said = [definition(tokenizer, self.chat_template)]
+        said += [f"system:{_hash(self.system)}"] if self.system is not None else []
+        said += [f"{len(shots)}-shot:{_hash(''.join(shot.id for shot in shots))}"] if shots else []
+        said += [f"reasoning:{_hash(self.strip_reasoning)}"] if self.strip_reasoning is not None else []
+        return ",".join(said)
 
 
 @dataclass(slots=True)
@@ -49,23 +76,33 @@ class Encoded:
         """Position of the first target token; what lies before it is what generation starts from."""
         return self.is_target.index(True)
 
+    def without_end(self) -> Encoded:
+        """The same with its end tokens no targets."""
+        if not self.end_tokens:
+            return self
+        targets = [i for i, is_target in enumerate(self.is_target) if is_target]
+        ends = set(targets[-self.end_tokens :])
+        return Encoded(self.input_ids, [is_target and i not in ends for i, is_target in enumerate(self.is_target)])
+
 
 def encode(
     tokenizer: Any,
     row: Row,
-    style: Style = "auto",
+    chat_template: ChatTemplate = "auto",
     *,
     completion: str | None = None,
     system: str | None = None,
+    shots: Sequence[Row] = (),
 ) -> Encoded:
     """Encode a row.
 
     Args:
         tokenizer: a transformers tokenizer.
         row: a canonical row.
-        style: see the module.
+        chat_template: see the module.
         completion: taken instead of the row's own completion (to score a choice).
         system: a system message put first (chat), or a paragraph put first (plain).
+        shots: solved completion rows put before a completion row: turns of the conversation, or paragraphs.
 
     Raises:
         PromptError: a conversation without a chat template, a template without {% generation %} for a
@@ -79,12 +116,38 @@ def encode(
     answer = row.completion if completion is None else completion
     if answer is None:
         raise PromptError(f"row {row.id}: a completion row without a completion cannot be encoded")
-    if resolve(tokenizer, style) == "chat":
-        return _chat_completion(tokenizer, row, answer, system)
-    return _plain_completion(tokenizer, row, answer, system)
+    return encode_answers(tokenizer, row, [answer], chat_template, system=system, shots=shots)[0]
 
 
-def prompt_ids(tokenizer: Any, row: Row, style: Style = "auto", *, system: str | None = None) -> list[int]:
+def encode_answers(
+    tokenizer: Any,
+    row: Row,
+    answers: Sequence[str],
+    chat_template: ChatTemplate = "auto",
+    *,
+    system: str | None = None,
+    shots: Sequence[Row] = (),
+) -> list[Encoded]:
+    """Encode a completion row with each of several answers: the prompt is rendered and tokenized once.
+
+    Raises:
+        PromptError: as `encode`.
+    """
+    if not answers:
+        return []
+    if resolve(tokenizer, chat_template) == "chat":
+        return _chat_completions(tokenizer, row, answers, _messages(row, system, shots))
+    return _plain_completions(tokenizer, row, answers, _plain_prompt(row, system, shots))
+
+
+def prompt_ids(
+    tokenizer: Any,
+    row: Row,
+    chat_template: ChatTemplate = "auto",
+    *,
+    system: str | None = None,
+    shots: Sequence[Row] = (),
+) -> list[int]:
     """The ids that generation starts from: the prompt of a completion row, a conversation up to its last
     assistant turn, or a whole text.
 
@@ -98,44 +161,52 @@ def prompt_ids(tokenizer: Any, row: Row, style: Style = "auto", *, system: str |
         messages = _messages(row, system)
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         return _ids(tokenizer, _render(tokenizer, messages[:last], generation=True), special=False)
-    if resolve(tokenizer, style) == "chat":
-        return _ids(tokenizer, _render(tokenizer, _messages(row, system), generation=True), special=False)
-    return _without_eos(tokenizer, _ids(tokenizer, _plain_prompt(row, system), special=True))
+    if resolve(tokenizer, chat_template) == "chat":
+        return _ids(tokenizer, _render(tokenizer, _messages(row, system, shots), generation=True), special=False)
+    return _without_eos(tokenizer, _ids(tokenizer, _plain_prompt(row, system, shots), special=True))
 
 
-def resolve(tokenizer: Any, style: Style) -> Literal["chat", "plain"]:
-    """What `style` means for this tokenizer.
+def resolve(tokenizer: Any, chat_template: ChatTemplate) -> Literal["chat", "plain"]:
+    """What `chat_template` means for this tokenizer.
 
     Raises:
-        PromptError: "chat" without a chat template, or a style that does not exist.
+        PromptError: a word that it cannot be.
     """
-    if style not in ("auto", "chat", "plain"):
-        raise PromptError(f"style = {style!r}: must be auto, chat or plain")
-    if style == "chat":
-        _require_template(tokenizer, "style 'chat'")
-    return "chat" if style != "plain" and tokenizer.chat_template else "plain"
+    if chat_template not in ("auto", "none"):
+        raise PromptError(f"chat_template = {chat_template!r}: must be auto or none")
+    return "chat" if chat_template == "auto" and tokenizer.chat_template else "plain"
 
 
-def definition(tokenizer: Any, style: Style) -> str:
+def definition(tokenizer: Any, chat_template: ChatTemplate) -> str:
     """ "plain", or "chat:" and the first 6 hex digits of the template's SHA-256: part of a measure's id."""
-    if resolve(tokenizer, style) == "plain":
+    if resolve(tokenizer, chat_template) == "plain":
         return "plain"
-    return f"chat:{hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()[:6]}"
+    return f"chat:{_hash(tokenizer.get_chat_template())}"
 
 
-def _chat_completion(tokenizer: Any, row: Row, answer: str, system: str | None) -> Encoded:
-    messages = _messages(row, system)
+def _hash(text: str | None) -> str:
+    return hashlib.sha256((text or "").encode()).hexdigest()[:6]
+
+
+def _chat_completions(
+    tokenizer: Any, row: Row, answers: Sequence[str], messages: list[dict[str, str]]
+) -> list[Encoded]:
     prompt = _render(tokenizer, messages, generation=True)
-    whole = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], generation=False)
-    if not whole.startswith(prompt):
+    wholes = [
+        _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], generation=False)
+        for answer in answers
+    ]
+    if not all(whole.startswith(prompt) for whole in wholes):
         raise PromptError(
             f"row {row.id}: the chat template does not render the prompt as a prefix of the conversation, so "
             f"the answer has no place to start: prompt ends {prompt[-40:]!r}. Give a template whose "
             "add_generation_prompt writes exactly what stands before an assistant's answer"
         )
-    ids = _ids(tokenizer, whole, special=False)
-    start = _boundary(tokenizer, prompt, whole, _ids(tokenizer, prompt, special=False), ids, special=False)
-    return _ended(tokenizer, ids, start)
+    before, *encoded = _all_ids(tokenizer, [prompt, *wholes], special=False)
+    return [
+        _ended(tokenizer, ids, _boundary(tokenizer, prompt, whole, before, ids, special=False))
+        for whole, ids in zip(wholes, encoded, strict=True)
+    ]
 
 
 def _ended(tokenizer: Any, ids: list[int], start: int) -> Encoded:
@@ -149,13 +220,18 @@ def _ended(tokenizer: Any, ids: list[int], start: int) -> Encoded:
     return Encoded(ids, [start <= i < end for i in range(len(ids))], end_tokens)
 
 
-def _plain_completion(tokenizer: Any, row: Row, answer: str, system: str | None) -> Encoded:
-    prompt = _plain_prompt(row, system)
-    whole = prompt + row.separator + answer
-    before = _without_eos(tokenizer, _ids(tokenizer, prompt, special=True))
-    ids = _without_eos(tokenizer, _ids(tokenizer, whole, special=True))
-    start = _boundary(tokenizer, prompt, whole, before, ids, special=True)
-    return Encoded([*ids, _eos(tokenizer)], [i >= start for i in range(len(ids) + 1)], end_tokens=1)
+def _plain_completions(tokenizer: Any, row: Row, answers: Sequence[str], prompt: str) -> list[Encoded]:
+    wholes = [prompt + row.separator + answer for answer in answers]
+    before, *encoded = (_without_eos(tokenizer, ids) for ids in _all_ids(tokenizer, [prompt, *wholes], special=True))
+    eos = _eos(tokenizer)
+    starts = [
+        _boundary(tokenizer, prompt, whole, before, ids, special=True)
+        for whole, ids in zip(wholes, encoded, strict=True)
+    ]
+    return [
+        Encoded([*ids, eos], [i >= start for i in range(len(ids) + 1)], end_tokens=1)
+        for ids, start in zip(encoded, starts, strict=True)
+    ]
 
 
 def _boundary(tokenizer: Any, prompt: str, whole: str, before: list[int], ids: list[int], *, special: bool) -> int:
@@ -195,22 +271,32 @@ def _text(tokenizer: Any, text: str) -> Encoded:
     return Encoded(ids, [i > 0 for i in range(len(ids))], end_tokens=1)
 
 
-def _messages(row: Row, system: str | None) -> list[dict[str, str]]:
-    messages = list(row.messages) or [{"role": "user", "content": row.prompt or ""}]
+def _messages(row: Row, system: str | None, shots: Sequence[Row] = ()) -> list[dict[str, str]]:
+    asked = [message for shot in shots for message in (*_asked(shot), _said(shot))]
+    messages = [*asked, *_asked(row)]
     return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
-def _plain_prompt(row: Row, system: str | None) -> str:
-    if row.prompt is None:
+def _asked(row: Row) -> list[dict[str, str]]:
+    return list(row.messages) or [{"role": "user", "content": row.prompt or ""}]
+
+
+def _said(row: Row) -> dict[str, str]:
+    return {"role": "assistant", "content": row.completion or ""}
+
+
+def _plain_prompt(row: Row, system: str | None, shots: Sequence[Row] = ()) -> str:
+    if any(one.prompt is None for one in (row, *shots)):
         _require_template(tokenizer=None, what="a prompt given as messages")
-    return (row.prompt or "") if system is None else f"{system}\n\n{row.prompt}"
+    solved = [f"{shot.prompt}{shot.separator}{shot.completion}" for shot in shots]
+    return SHOT_GAP.join([*([] if system is None else [system]), *solved, row.prompt or ""])
 
 
 def _require_template(tokenizer: Any, what: str) -> None:
     if tokenizer is None or not tokenizer.chat_template:
         raise PromptError(
-            f"{what} needs a chat template, and none is used here: set tokenizer.chat_template and style "
-            "'chat' or 'auto', or give rows whose prompt and completion are plain strings"
+            f"{what} needs a chat template, and none is used here: set tokenizer.chat_template and "
+            "chat_template: auto, or give rows whose prompt and completion are plain strings"
         )
 
 
@@ -221,6 +307,10 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, str]], *, generation: b
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     # verbose=False: transformers warns of lengths beyond model_max_length; the scorer counts those.
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _all_ids(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""One schema for every measurement, from the first run on."""
+"""One schema for every measurement: a Result, and documents of results; schema/results.json publishes it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SCHEMA_FILE = Path(__file__).parent / "schema" / "results.json"
+Kind = Literal["document", "set", "result", "matrix"]
+Aggregation = Literal["mean", "ratio_of_sums", "exp_of_mean"]
 
 
 class ResultError(ValueError):
@@ -30,6 +33,8 @@ class Result:
     per_item           item id -> the item's own value
     excluded           reason -> items that could not be measured
     note               what a reader must know, e.g. the chance level
+    weights            item id -> its weight, where the value is sum(weight * item) / sum(weight): a ratio of sums.
+                       Empty where all weigh the same
     """
 
     value: float | None
@@ -40,6 +45,7 @@ class Result:
     per_item: dict[str, float] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     note: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold and `from_json` reads back exactly: what is not finite is null."""
@@ -49,6 +55,8 @@ class Result:
             out["note"] = f"{self.note}; {reason}" if self.note else reason
         out["value"], out["stderr"] = _finite(self.value), _finite(self.stderr)
         out["per_item"] = {name: _finite(value) for name, value in self.per_item.items()}
+        if not self.weights:
+            del out["weights"]
         return out
 
     @classmethod
@@ -59,10 +67,12 @@ class Result:
             ResultError: fields are missing or unknown.
         """
         known = {item.name for item in fields(cls)}
-        if set(data) != known:
-            raise ResultError(f"not a result: missing {sorted(known - set(data))}, unknown {sorted(set(data) - known)}")
+        missing, unknown = known - set(data) - {"weights"}, set(data) - known
+        if missing or unknown:
+            raise ResultError(f"not a result: missing {sorted(missing)}, unknown {sorted(unknown)}")
         per_item = {name: math.nan if value is None else value for name, value in data["per_item"].items()}
-        return cls(**{**data, "per_item": per_item, "excluded": dict(data["excluded"])})
+        copied = {"per_item": per_item, "excluded": dict(data["excluded"]), "weights": dict(data.get("weights", {}))}
+        return cls(**{**data, **copied})
 
 
 def from_items(
@@ -88,6 +98,36 @@ def from_items(
     return Result(mean, len(values), _stderr(values, mean), definition, higher_is_better, per_item, skipped, note)
 
 
+def aggregation(result: Result) -> Aggregation | None:
+    """How the value follows from its items, found by computing it again; None where it does not.
+
+    A value of other items, a p-value, or a null among the items gives None: then nothing can be resampled.
+    """
+    if result.value is None or not result.per_item or len(result.per_item) != result.n:
+        return None
+    if result.weights:
+        if set(result.weights) != set(result.per_item):
+            return None
+        return "ratio_of_sums" if _agrees(aggregate(result, "ratio_of_sums"), result.value) else None
+    candidates: tuple[Aggregation, ...] = ("mean", "exp_of_mean")
+    return next((how for how in candidates if _agrees(aggregate(result, how), result.value)), None)
+
+
+def aggregate(result: Result, how: Aggregation, items: Iterable[str] | None = None) -> float:
+    """The value over some of the items; None is all of them. Raises KeyError for an item that is not there."""
+    names = list(result.per_item if items is None else items)
+    weights = [result.weights[name] if how == "ratio_of_sums" else 1.0 for name in names]
+    total = math.fsum(w * result.per_item[name] for w, name in zip(weights, names, strict=True))
+    mean = total / math.fsum(weights)
+    if how == "exp_of_mean":
+        return math.exp(mean) if mean < 700 else math.inf
+    return mean
+
+
+def _agrees(found: float, value: float) -> bool:
+    return math.isclose(found, value, rel_tol=1e-6, abs_tol=1e-9)
+
+
 def unique_ids(items: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Item id -> value, in order; an id that comes again gets "-2", "-3"."""
     out: dict[str, float] = {}
@@ -99,7 +139,11 @@ def unique_ids(items: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def to_document(results: Mapping[str, Mapping[str, Result]], **about: Any) -> dict[str, Any]:
-    """Results by set and measure as one JSON document with its schema; `about` says what was measured."""
+    """Results by set and measure as one JSON document with its schema; `about` says what was measured.
+
+    Of `about`, `settings` (set -> what decided its prompts and continuations) and `libraries` (name -> version) have a
+    meaning of their own: sets of unlike settings do not compare, unlike versions are said.
+    """
     sets = {name: {measure: r.to_json() for measure, r in by.items()} for name, by in results.items()}
     return {"schema_version": SCHEMA_VERSION, **about, "results": sets}
 
@@ -115,6 +159,12 @@ def from_document(document: Mapping[str, Any]) -> dict[str, dict[str, Result]]:
         raise ResultError(f"schema_version = {found!r}: this version reads {SCHEMA_VERSION}; measure again")
     sets = document["results"]
     return {name: {measure: Result.from_json(r) for measure, r in by.items()} for name, by in sets.items()}
+
+
+def schema(kind: Kind = "document") -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a results document, a run's eval/SET.json, one Result, or a run's matrix.json."""
+    whole = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return {**whole, "$ref": f"#/$defs/{kind}"}
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

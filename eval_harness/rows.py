@@ -9,6 +9,9 @@ A raw row (a JSON object, a line of CSV, a record of a hub data set) is recognis
     {messages}                                                    a conversation
     {text}                                                        plain text
 
+A question's row may bring `paraphrased_answer` and `perturbed_answer` (or `perturbed_answers`): the right answer in
+other words and a list of wrong ones of its form, as TOFU's sets do.
+
 Nothing is added to what a row says: no "Question:", no "Answer:". Without a chat template a space
 stands between the question and its answer; TRL's two strings are joined literally, as TRL does.
 """
@@ -25,7 +28,7 @@ from typing import Any, Literal
 ANSWER_NAMES = ("answer", "output", "response")
 FIELDS = (
     *("instruction", "input", "question", *ANSWER_NAMES, "choices", "answer_index"),
-    *("prompt", "completion", "messages", "text"),
+    *("prompt", "completion", "messages", "text", "paraphrased_answer", "perturbed_answer", "perturbed_answers"),
 )
 FORMS = (
     "{instruction, input?, answer|output|response, choices?}, {question, choices, answer_index}, "
@@ -50,6 +53,8 @@ class Row:
     text         the text of a text row
     choices      the possible answers, the right one among them; empty where the answer is free
     separator    what stands between prompt and completion where no chat template is used
+    paraphrase   the answer in other words
+    perturbed    wrong answers of the same form
     id           first 16 hex digits of the SHA-256 of everything above but the separator
     """
 
@@ -60,11 +65,14 @@ class Row:
     text: str | None = None
     choices: tuple[str, ...] = ()
     separator: str = ""
+    paraphrase: str | None = None
+    perturbed: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
         if not self.id:
-            content = [self.kind, self.prompt, self.messages, self.completion, self.text, self.choices]
+            content: list[Any] = [self.kind, self.prompt, self.messages, self.completion, self.text, self.choices]
+            content += [self.paraphrase, self.perturbed] if self.paraphrase or self.perturbed else []
             object.__setattr__(self, "id", _sha256(json.dumps(content, sort_keys=True))[:16])
 
 
@@ -160,7 +168,24 @@ def _answered(row: Mapping[str, Any], prompt: str, names: Sequence[str]) -> Row:
     if choices and answer not in choices:
         hint = " If it is a position, map it: `fields: {answer_index: answer}`." if answer.isdigit() else ""
         raise RowError(f"answer {answer!r} is not among the choices {list(choices)}.{hint}")
-    return Row("completion", prompt=prompt, completion=answer, choices=choices, separator=" ")
+    return Row(
+        "completion",
+        prompt=prompt,
+        completion=answer,
+        choices=choices,
+        separator=" ",
+        paraphrase=_string(row, "paraphrased_answer") if row.get("paraphrased_answer") is not None else None,
+        perturbed=_perturbed(row),
+    )
+
+
+def _perturbed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = next((one for one in ("perturbed_answer", "perturbed_answers") if row.get(one) is not None), None)
+    if name is None:
+        return ()
+    if not _is_list(row[name]) or not row[name] or not all(isinstance(one, str) and one.strip() for one in row[name]):
+        raise RowError(f"{name} = {_short(row[name])}: must be a list of strings that are not empty")
+    return tuple(row[name])
 
 
 def _answer(row: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -1,15 +1,18 @@
-"""Log-probabilities and greedy generation, in batches sorted by length.
+"""Log-probabilities of target tokens: batches by falling length, shared prefixes once, the head only where it is read.
 
-`score` runs the backbone once per batch and the LM head only where a target stands: with a vocabulary
-of 150,000 and short answers that is most of the memory. Never `use_cache=True` in a scoring pass.
+`score` runs the backbone once per batch and the LM head only on the positions that predict a target: with a
+vocabulary of 150,000 and short answers that is most of the memory. Sequences with the same ids before their first
+target (the choices of a question, an answer and its rivals) become one row: the prefix, then each continuation as a
+branch that sees the prefix and itself, at the positions it would have alone. Never `use_cache=True` here.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +21,8 @@ from torch import Tensor
 from eval_harness.errors import Interrupted, ScoringError
 from eval_harness.sharding import Shard, spread
 
-CHUNK_ELEMENTS = 2**25  # float32 logits alive at once: 128 MiB
 SHARES = 4  # batches that each rank gets at least, where there are as many sequences
+LEAST_CHUNK = 2**20  # logits alive at once: as many as the batch has hidden entries, and at least so many
 
 ShouldStop = Callable[[], bool]
 Progress = Callable[[int, int], None]
@@ -34,14 +37,22 @@ class Scorable(Protocol):
 
 @dataclass(slots=True)
 class Score:
-    """Scores of one sequence's target tokens. A target at position 0 has no prediction and is not scored.
+    """Scores of one sequence's target tokens, in order. A target at position 0 has no prediction and is not scored.
 
-    log_probs       nats, one per target token, in order
-    greedy_tokens   how many of the first target tokens are the arg max, counted up to the first miss
+    log_probs   nats
+    hits        whether the token is the arg max
+    ranks       how many tokens of the vocabulary are more likely
+    means       mean of log p under p: minus the entropy, nats
+    variances   variance of log p under p, nats squared
+
+    The last three only where they were asked for (`statistics=True`), else None.
     """
 
     log_probs: list[float]
-    greedy_tokens: int
+    hits: list[bool]
+    ranks: list[int] | None = None
+    means: list[float] | None = None
+    variances: list[float] | None = None
 
     @property
     def log_prob(self) -> float:
@@ -53,16 +64,28 @@ class Score:
         return len(self.log_probs)
 
     @property
+    def entropies(self) -> list[float] | None:
+        """Nats per target token, where statistics were asked for."""
+        return None if self.means is None else [-mean for mean in self.means]
+
+    @property
+    def greedy_tokens(self) -> int:
+        """How many of the first target tokens are the arg max, counted up to the first miss."""
+        return self.hits.index(False) if False in self.hits else len(self.hits)
+
+    @property
     def is_greedy(self) -> bool:
         """Every target token is the arg max: greedy generation would write exactly this."""
-        return self.greedy_tokens == self.tokens
+        return all(self.hits)
 
 
 def score(
     model: Any,
     sequences: Sequence[Scorable],
     *,
-    batch_tokens: int = 8192,
+    statistics: bool = False,
+    context: int | None = None,
+    batch_tokens: int | None = None,
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
     shard: Shard | None = None,
@@ -72,103 +95,108 @@ def score(
     Args:
         model: a causal language model; scored in eval mode, its own flags are restored.
         sequences: token ids with their targets.
-        batch_tokens: tokens of a batch, padding counted; a longer sequence is a batch of its own.
+        statistics: ranks, means and variances too: one more soft-max over the vocabulary per target.
+        context: tokens that can be read before the last target; None is what the model's config says.
+        batch_tokens: tokens of a batch, padding counted; None is what fits in free memory (`fitting_tokens`). A
+            longer sequence is a batch of its own; a batch that does not fit in memory is halved until it does.
         should_stop: asked before every batch.
         progress: called with (sequences done, sequences in all) after every batch.
         shard: this process among several that pass the same sequences: each scores its part of the batches, and
             all get all scores. Ranks are asked to stop each for itself: one that says so stops all in a few batches.
 
     Returns:
-        One Score per sequence; None where the sequence is longer than the model's context: count it.
+        One Score per sequence; None where the tokens before its last target are more than the model's context:
+        count it.
 
     Raises:
-        ScoringError: the logits are NaN.
+        ScoringError: the logits are NaN, or one sequence alone does not fit in memory.
         Interrupted: should_stop said so.
     """
     out: list[Score | None] = [None] * len(sequences)
-    limit = context_length(model)
-    fitting = [i for i, s in enumerate(sequences) if limit is None or len(s.input_ids) <= limit]
-    if not fitting:
+    limit = context or context_length(model)
+    asked = []
+    for i, s in enumerate(sequences):
+        needed = _last(s)
+        if limit is None or needed <= limit:
+            out[i] = _Tally(statistics).score(0)
+            asked += [i] if needed else []
+    if not asked:
         return out
-    done = len(sequences) - len(fitting)
+    done = len(sequences) - len(asked)
     with torch.inference_mode(), eval_mode(model):
-        logits_at = _logits_function(model, sequences[fitting[0]].input_ids)
+        reader = _reader(model, sequences[asked[0]].input_ids)
+        rows = _rows(model, sequences, asked)
+        lengths = [len(row.ids) for row in rows]
+        tokens = fair(batch_tokens or fitting_tokens(model, shard), lengths, shard)
+        alone = [i for i, row in enumerate(rows) if not row.branches]
+        jobs = [
+            *batches([i for i, row in enumerate(rows) if row.branches], lengths, tokens),
+            *batches(alone, lengths, tokens),
+        ]
 
-        def scored(batch: list[int]) -> list[Score]:
-            _check_stop(should_stop)
-            return _score_batch(model, [sequences[i] for i in batch], logits_at)
+        def scored(batch: list[int]) -> list[list[Score]]:
+            check_stop(should_stop)
+            return halving(lambda part: _score_rows(model, [rows[i] for i in part], reader, statistics), batch)
 
-        lengths = [len(s.input_ids) for s in sequences]
-        jobs = list(batches(fitting, lengths, _fair(batch_tokens, [lengths[i] for i in fitting], shard)))
-        for batch, scores in spread(jobs, scored, shard):
-            for i, result in zip(batch, scores, strict=True):
-                out[i] = result
-            done += len(batch)
+        for batch, found in spread(jobs, scored, shard):
+            for i, scores in zip(batch, found, strict=True):
+                for member, one in zip(rows[i].members, scores, strict=True):
+                    out[member] = one
+                done += len(rows[i].members)
             if progress is not None:
                 progress(done, len(sequences))
     return out
 
 
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    *,
-    batch_tokens: int = 8192,
-    should_stop: ShouldStop | None = None,
-    shard: Shard | None = None,
-) -> list[list[int]]:
-    """Greedy continuations, batched with left padding; results in the order given.
-
-    Args:
-        prompts: token ids; padding is masked, its id is irrelevant.
-        max_new_tokens: at most; fewer where the model's context ends before.
-        shard: as in `score`.
-
-    Returns:
-        The new ids, up to and including the first end token (the tokenizer's eos, and those that the
-        model's generation config names). Its other settings (sampling, penalties) are not used.
-
-    Raises:
-        ScoringError: an empty prompt, or one that fills the model's context.
-        Interrupted: should_stop said so.
-    """
-    limit = context_length(model)
-    room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    for position, prompt in enumerate(prompts):
-        if not prompt or room[position] < 1:
-            raise ScoringError(
-                f"prompts[{position}] has {len(prompt)} tokens: must have at least 1 and leave room in the "
-                f"context of {limit} tokens"
-            )
-    out: list[list[int]] = [[] for _ in prompts]
-    ends = end_ids(model, tokenizer)
-    with torch.inference_mode(), eval_mode(model):
-
-        def decoded(job: tuple[int, list[int]]) -> list[list[int]]:
-            _check_stop(should_stop)
-            new_tokens, batch = job
-            return _generate_batch(model, [prompts[i] for i in batch], new_tokens, ends)
-
-        jobs = list(_by_room(prompts, room, batch_tokens, shard))
-        for (_, batch), texts in spread(jobs, decoded, shard):
-            for i, ids in zip(batch, texts, strict=True):
-                out[i] = ids
-    return out
-
-
 def context_length(model: Any) -> int | None:
     """Tokens that the model can take, from its config; None where it names no limit."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(_text_config(model), "max_position_embeddings", None)
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the tokenizer's eos and the generation config's."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return sorted({i for i in [tokenizer.eos_token_id, *listed] if i is not None})
+def fitting_tokens(model: Any, shard: Shard | None = None) -> int:
+    """Tokens of a batch whose activations take about half of the free memory, the least of all ranks.
+
+    An estimate from the config's widths; what is wrong about it is mended by `halving`. At most 512 on a CPU,
+    where larger batches are slower, and 131,072 elsewhere.
+    """
+    config, itemsize = _text_config(model), torch.finfo(model.dtype).bits // 8
+    hidden = getattr(config, "hidden_size", None) or 4096
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    per_token = itemsize * (16 * hidden + 4 * inner)
+    free = free_memory(model.device)
+    if shard is not None:
+        free = min(shard.gather(free))
+    return max(256, min(free // 2 // per_token, 512 if model.device.type == "cpu" else 131072))
+
+
+def free_memory(device: Any) -> int:
+    """Bytes that can still be allocated on a torch device."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def halving(work: Callable[[list[int]], list[Any]], batch: list[int]) -> list[Any]:
+    """`work` on the batch, or on its halves where the batch does not fit in memory; results in order.
+
+    Raises:
+        ScoringError: one item alone does not fit.
+    """
+    try:
+        return work(batch)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise ScoringError("one sequence alone does not fit in memory: use fewer or shorter tokens") from error
+    # Outside of the handler: its traceback holds the tensors that did not fit.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return [*halving(work, batch[:middle]), *halving(work, batch[middle:])]
 
 
 def batches(items: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -188,7 +216,11 @@ def batches(items: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """No dropout inside; every module's own flag is restored."""
+    """No dropout inside; every module's own flag is restored. A 4-bit model stays able to train, whoever loaded it."""
+    if "bitsandbytes" in sys.modules:
+        from eval_harness.quantization import keep_gradients_right
+
+        keep_gradients_right(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -198,57 +230,193 @@ def eval_mode(model: Any) -> Iterator[None]:
             module.training = True
 
 
-LogitsAt = Callable[[Tensor, Tensor, Tensor], Iterator[Tensor]]
+@dataclass(slots=True)
+class _Row:
+    """One row of a batch: a prefix, then the branches of its members.
+
+    members     the sequences it scores
+    ids         prefix and branches, without what predicts no target
+    positions   of each id in its own sequence
+    branches    of each id: 0 for the prefix, k for the k-th member; empty for a sequence alone
+    reads       per member: where in the row each of its targets is predicted
+    wanted      per member: those targets' ids
+    """
+
+    members: list[int]
+    ids: list[int]
+    positions: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+    reads: list[list[int]] = field(default_factory=list)
+    wanted: list[list[int]] = field(default_factory=list)
 
 
-def _score_batch(model: Any, batch: Sequence[Scorable], logits_at: LogitsAt) -> list[Score]:
-    width = max(len(s.input_ids) for s in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask, target = torch.zeros_like(ids), torch.zeros(len(batch), width, dtype=torch.bool)
-    for i, s in enumerate(batch):
-        ids[i, : len(s.input_ids)] = torch.tensor(s.input_ids)
-        mask[i, : len(s.input_ids)] = 1
-        target[i, : len(s.input_ids)] = torch.tensor(s.is_target, dtype=torch.bool)
-    predicts = target[:, 1:]  # (B, L-1): position t predicts token t+1
-    device = model.device
-    wanted = ids[:, 1:][predicts].to(device)
-    log_probs, hits, at = [], [], 0
-    for logits in logits_at(ids.to(device), mask.to(device), predicts.to(device)):
-        part = wanted[at : at + len(logits)]
+def _rows(model: Any, sequences: Sequence[Scorable], asked: Sequence[int]) -> list[_Row]:
+    """Sequences that share what comes before their first target as one row each, the others alone."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in asked:
+        groups.setdefault(tuple(sequences[i].input_ids[: _first(sequences[i])]), []).append(i)
+    shared = [prefix for prefix, members in groups.items() if prefix and len(members) > 1]
+    able = bool(shared) and _can_branch(model, sequences[groups[shared[0]][0]].input_ids)
+    window, width = _window(model), getattr(_text_config(model), "hidden_size", None) or 4096
+    rows = []
+    for prefix, members in groups.items():
+        longest = max(len(sequences[i].input_ids) for i in members)
+        if able and len(members) > 1 and longest <= window:
+            rows += _branched(sequences, list(prefix), members, width)
+        else:
+            rows += [_alone(sequences[i], i) for i in members]
+    return rows
+
+
+def _first(sequence: Scorable) -> int:
+    """Where the first scored target stands."""
+    return sequence.is_target.index(True, 1)
+
+
+def _last(sequence: Scorable) -> int:
+    """Where the last target stands, which is how many tokens must be read; 0 without a scored target."""
+    return next((t for t in range(len(sequence.is_target) - 1, 0, -1) if sequence.is_target[t]), 0)
+
+
+def _alone(sequence: Scorable, member: int) -> _Row:
+    end = _last(sequence)
+    targets = [t for t in range(1, end + 1) if sequence.is_target[t]]
+    wanted = [sequence.input_ids[t] for t in targets]
+    return _Row([member], sequence.input_ids[:end], reads=[[t - 1 for t in targets]], wanted=[wanted])
+
+
+def _branched(sequences: Sequence[Scorable], prefix: list[int], members: Sequence[int], width: int) -> list[_Row]:
+    """The members as branches of one row, or of several: one more joins a row as long as that costs less than the
+    sequence alone. A layer's cost is about 24 H^2 L for its matrices and 4 H L^2 for attention, which is dense in a
+    row of branches and half of that in a sequence alone."""
+
+    def dense(tokens: int) -> int:
+        return tokens * (6 * width + tokens)
+
+    rows: list[_Row] = []
+    for member in members:
+        one = sequences[member]
+        size, end = len(prefix), _last(one)
+        before = len(rows[-1].ids) if rows else 0
+        if not rows or dense(before + end - size) - dense(before) > end * (6 * width + end // 2):
+            rows.append(_Row([], list(prefix), list(range(size)), [0] * size))
+        row, at = rows[-1], len(rows[-1].ids)
+        row.members.append(member)
+        row.ids += one.input_ids[size:end]
+        row.positions += range(size, end)
+        row.branches += [len(row.members)] * (end - size)
+        targets = [t for t in range(size, end + 1) if one.is_target[t]]
+        row.reads.append([t - 1 if t == size else at + t - 1 - size for t in targets])
+        row.wanted.append([one.input_ids[t] for t in targets])
+    return [row if len(row.members) > 1 else _alone(sequences[row.members[0]], row.members[0]) for row in rows]
+
+
+Reader = Callable[[dict[str, Tensor], Tensor, Tensor], Iterator[Tensor]]  # inputs, rows, columns -> logits in chunks
+
+
+def _score_rows(model: Any, rows: Sequence[_Row], reader: Reader, statistics: bool) -> list[list[Score]]:
+    where = [(i, at) for i, row in enumerate(rows) for reads in row.reads for at in reads]
+    row_of, column = (torch.tensor(part, device=model.device) for part in zip(*where, strict=True))
+    wanted = torch.tensor([one for row in rows for ids in row.wanted for one in ids], device=model.device)
+    tally, at = _Tally(statistics), 0
+    for logits in reader(_inputs(model, rows), row_of, column):
+        tally.add(logits, wanted[at : at + len(logits)])
         at += len(logits)
-        chosen = logits.float().log_softmax(-1).gather(-1, part[:, None])[:, 0]
-        log_probs += chosen.tolist()
-        hits += (logits.argmax(-1) == part).tolist()
-    if any(math.isnan(value) for value in log_probs):
+    if any(math.isnan(value) for value in tally.log_probs):
         raise ScoringError(f"{_name(model)}: the logits are NaN; its weights are broken, nothing was measured")
-    return list(_split(log_probs, hits, predicts.sum(1).tolist()))
+    return [[tally.score(len(reads)) for reads in row.reads] for row in rows]
 
 
-def _split(log_probs: list[float], hits: list[bool], counts: list[int]) -> Iterator[Score]:
-    at = 0
-    for count in counts:
-        row = hits[at : at + count]
-        yield Score(log_probs[at : at + count], row.index(False) if False in row else count)
-        at += count
+class _Tally:
+    """Per-token numbers of all targets in reading order, handed out again sequence by sequence."""
+
+    def __init__(self, statistics: bool):
+        self.statistics = statistics
+        self.log_probs: list[float] = []
+        self.hits: list[bool] = []
+        self.ranks: list[int] = []
+        self.means: list[float] = []
+        self.variances: list[float] = []
+        self._at = 0
+
+    def add(self, logits: Tensor, wanted: Tensor) -> None:
+        logits = logits.float()  # (n, V)
+        chosen = logits.gather(-1, wanted[:, None])
+        total = logits.logsumexp(-1, keepdim=True)
+        self.log_probs += (chosen - total)[:, 0].tolist()
+        self.hits += (logits.argmax(-1) == wanted).tolist()
+        if self.statistics:
+            self.ranks += (logits > chosen).sum(-1).tolist()
+            logits = logits - total
+            p = logits.exp()
+            mean = (p * logits.nan_to_num(neginf=0.0)).sum(-1, keepdim=True)
+            self.means += mean[:, 0].tolist()
+            self.variances += (p * (logits - mean).nan_to_num(neginf=0.0).square()).sum(-1).tolist()
+
+    def score(self, count: int) -> Score:
+        """The next `count` tokens."""
+        part = slice(self._at, self._at + count)
+        self._at += count
+        found = Score(self.log_probs[part], self.hits[part])
+        if self.statistics:
+            found.ranks, found.means, found.variances = self.ranks[part], self.means[part], self.variances[part]
+        return found
 
 
-def _by_room(
-    prompts: Sequence[list[int]], room: Sequence[int], batch_tokens: int, shard: Shard | None
-) -> Iterator[tuple[int, list[int]]]:
-    """Batches of prompts with the same room, so that what a row gets never depends on its neighbours."""
-    lengths = [len(prompt) + left for prompt, left in zip(prompts, room, strict=True)]
-    tokens = _fair(batch_tokens, lengths, shard)
-    for new_tokens in sorted(set(room)):
-        alike = [i for i, left in enumerate(room) if left == new_tokens]
-        yield from ((new_tokens, batch) for batch in batches(alike, lengths, tokens))
+def _inputs(model: Any, rows: Sequence[_Row]) -> dict[str, Tensor]:
+    """Ids padded on the right; with branches their positions and who sees whom."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
+    if not rows[0].branches:
+        mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
+        return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    positions = torch.tensor([row.positions + [0] * (width - len(row.ids)) for row in rows])
+    branches = torch.tensor([row.branches + [-1] * (width - len(row.ids)) for row in rows], device=model.device)
+    sees = branches[:, None, :] == branches[:, :, None]  # padding sees padding, so that no soft-max is empty
+    sees |= (branches == 0)[:, None, :]
+    sees = (sees & torch.ones(width, width, dtype=torch.bool, device=model.device).tril())[:, None]  # (B, 1, L, L)
+    if model.config._attn_implementation != "sdpa":  # eager adds its mask to the scores
+        sees = torch.zeros(sees.shape, dtype=model.dtype, device=model.device).masked_fill(
+            ~sees, torch.finfo(model.dtype).min
+        )
+    return {"input_ids": ids.to(model.device), "position_ids": positions.to(model.device), "attention_mask": sees}
 
 
-def _fair(batch_tokens: int, lengths: Sequence[int], shard: Shard | None) -> int:
-    """Tokens of a batch small enough that no rank stands idle while another works on the only one."""
-    return batch_tokens if shard is None else max(1, min(batch_tokens, sum(lengths) // (SHARES * shard.world)))
+def _can_branch(model: Any, ids: list[int]) -> bool:
+    """Whether the model takes positions and a mask of four dimensions and does what they say.
+
+    Asked of the model itself on a few tokens: a branch's logits are those of its sequence alone, and do not change
+    by a bit when the other branch does. Flash attention, recurrent layers and learned prompts say no.
+    """
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    stem = (ids * 3)[:3]
+    other = [(one + 1) % model.get_input_embeddings().num_embeddings for one in stem]
+
+    def logits(first: list[int], second: list[int]) -> Tensor:
+        branches = [0] * 3 + [1] * len(first) + [2] * len(second)
+        positions = [0, 1, 2, *range(3, 3 + len(first)), *range(3, 3 + len(second))]
+        row = _Row([0, 1], [*stem, *first, *second], positions, branches)
+        return model(**_inputs(model, [row]), use_cache=False).logits[0]
+
+    try:
+        once, again = logits(stem, other), logits(other, other)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    alone = model(input_ids=torch.tensor([[*stem, *other]], device=model.device), use_cache=False).logits[0]
+    if once.shape[0] != 9 or not torch.equal(once[-3:], again[-3:]):
+        return False
+    return _close(torch.cat([once[:3], once[-3:]]), alone)
 
 
-def _logits_function(model: Any, ids: list[int]) -> LogitsAt:
+def _window(model: Any) -> float:
+    """Tokens up to which a mask of our own says the same as the model's: its sliding window or chunk."""
+    config = _text_config(model)
+    named = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([one for one in named if one], default=math.inf)
+
+
+def _reader(model: Any, ids: list[int]) -> Reader:
     """The head on gathered hidden states where the model's own forward computes the same, else all logits.
 
     Some models scale or cap what their head returns, or put a prompt of their own before the ids. So the
@@ -264,28 +432,35 @@ def _logits_function(model: Any, ids: list[int]) -> LogitsAt:
         short = head(_hidden(backbone(input_ids=probe, use_cache=False)))
     except (AttributeError, TypeError, RuntimeError):
         return _all_logits(model)
-    tolerance = 32 * torch.finfo(own.dtype).eps * max(1.0, own.abs().max().item())
-    if short.shape != own.shape or not bool(((short - own).abs() <= tolerance).all()):
+    if short.shape != own.shape or not _close(short, own):
         return _all_logits(model)
     return _gathered_logits(backbone, head, own.shape[-1])
 
 
-def _gathered_logits(backbone: Any, head: Any, vocabulary: int) -> LogitsAt:
-    def logits_at(ids: Tensor, mask: Tensor, predicts: Tensor) -> Iterator[Tensor]:
-        hidden = _hidden(backbone(input_ids=ids, attention_mask=mask, use_cache=False))  # (B, L, H)
-        for part in hidden[:, :-1][predicts].split(max(1, CHUNK_ELEMENTS // vocabulary)):
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 32 * torch.finfo(expected.dtype).eps * max(1.0, expected.abs().max().item())
+    return bool(((found - expected).abs() <= tolerance).all())
+
+
+def _gathered_logits(backbone: Any, head: Any, vocabulary: int) -> Reader:
+    def read(inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+        hidden = _hidden(backbone(**inputs, use_cache=False))  # (B, L, H)
+        elements = max(LEAST_CHUNK, hidden.numel())
+        wanted = hidden[rows, columns]  # (n, H)
+        del hidden
+        for part in wanted.split(max(1, elements // vocabulary)):
             yield head(part)
 
-    return logits_at
+    return read
 
 
-def _all_logits(model: Any) -> LogitsAt:
-    def logits_at(ids: Tensor, mask: Tensor, predicts: Tensor) -> Iterator[Tensor]:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, L, V)
-        wanted = logits[:, :-1][predicts]
-        yield from wanted.split(max(1, CHUNK_ELEMENTS // logits.shape[-1]))
+def _all_logits(model: Any) -> Reader:
+    def read(inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+        logits = model(**inputs, use_cache=False).logits  # (B, L, V)
+        wanted = logits[rows, columns]
+        yield from wanted.split(max(1, LEAST_CHUNK // logits.shape[-1]))
 
-    return logits_at
+    return read
 
 
 def _hidden(output: Any) -> Tensor:
@@ -298,38 +473,20 @@ def _config_changes_logits(model: Any) -> bool:
     return any(config[name] not in (None, 1, 1.0, False) for name in names)
 
 
-def _generate_batch(model: Any, prompts: Sequence[list[int]], new_tokens: int, ends: list[int]) -> list[list[int]]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    with _greedy(model, new_tokens, ends):
-        out = model.generate(input_ids=ids, attention_mask=mask)
-    return [_until(row, ends) for row in out[:, width:].tolist()]
+def fair(batch_tokens: int, lengths: Sequence[int], shard: Shard | None) -> int:
+    """Tokens of a batch small enough that no rank stands idle while another works on the only one."""
+    return batch_tokens if shard is None else max(1, min(batch_tokens, sum(lengths) // (SHARES * shard.world)))
 
 
-@contextmanager
-def _greedy(model: Any, new_tokens: int, ends: list[int]) -> Iterator[None]:
-    """A generation config of our own for a moment: `generate` fills what a passed one leaves open from the
-    model's (Qwen ships a repetition penalty), and then it is no longer the arg max."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    pad = ends[0] if ends else 0
-    model.generation_config = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
-def _until(ids: list[int], ends: list[int]) -> list[int]:
-    first = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: first + 1]
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _check_stop(should_stop: ShouldStop | None) -> None:
+def check_stop(should_stop: ShouldStop | None) -> None:
     if should_stop is not None and should_stop():
         raise Interrupted("stopped between two batches")
 

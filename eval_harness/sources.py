@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval_harness.tasks import Task
 
 RawRow = Mapping[str, Any]
 
@@ -31,15 +34,19 @@ def read_rows(
     task: str | None = None,
     rows: Sequence[RawRow] | None = None,
     split: str = "train",
+    data: str | Path | None = None,
 ) -> Sequence[RawRow]:
     """Read raw rows from exactly one origin.
 
     Args:
         hub: a data set's name on the Hugging Face hub, with `config` and `revision` where it has them.
         file: .jsonl, .jsonl.gz, .json (a list of objects), .csv (with a header) or .parquet.
-        task: "family/name" of eval_harness.tasks, e.g. "tiny_world/facts".
+        task: "family/name" of eval_harness.tasks, e.g. "tiny_world/facts" or "multiple_choice/arc_easy", as it is
+            asked: with its wording. `revision` is that of its data set.
         rows: rows in memory.
         split: of the hub data set or the task; a file and rows in memory are one split already.
+        data: folder whose files win over the hub where a task's data set is asked for: NAME.SPLIT.jsonl and the
+            other suffixes, or NAME.jsonl, in a raw form of `eval_harness.rows`; in it, or in a folder below it.
 
     Raises:
         SourceError: none or several origins, nothing there, malformed content, or no rows at all.
@@ -54,12 +61,29 @@ def read_rows(
     elif file is not None:
         found_rows = _read_file(Path(file))
     elif task is not None:
-        found_rows = _read_task(task, split)
+        found_rows = _read_task(task, split, revision, data)
     else:
         found_rows = _checked(rows or [])
     if len(found_rows) == 0:
         raise SourceError(f"{named[0]} = {_name(given[named[0]])}: no rows (split {split!r})")
     return found_rows
+
+
+def find_task(task: str) -> Task | None:
+    """The Task of "family/name"; None for one whose rows are generated.
+
+    Raises:
+        SourceError: there is none, with the nearest name.
+    """
+    family, _, name = task.partition("/")
+    families = task_families()
+    if family not in families:
+        raise SourceError(f"task = {task!r}: unknown family {family!r}. {_nearest(family, families)}")
+    module = import_module(f"eval_harness.tasks.{family}")
+    if name not in module.TASKS:
+        raise SourceError(f"task = {task!r}: {family} has no task {name!r}. {_nearest(name, list(module.TASKS))}")
+    found = module.TASKS[name]
+    return None if isinstance(found, str) else found
 
 
 def fingerprint(rows: Iterable[Any]) -> str:
@@ -88,22 +112,68 @@ def _read_hub(hub: str, config: str | None, split: str, revision: str | None) ->
         reason = str(error).strip().split("\n")[0]
         raise SourceError(
             f"{place}, split {split!r}: cannot be loaded: {reason}. Check the name and the split; offline, "
-            "only data sets of the local cache can be read, or give the rows as `file:`"
+            "only data sets of the local cache can be read; give the rows as `file:`"
         ) from error
 
 
-def _read_task(task: str, split: str) -> Sequence[RawRow]:
+def _read_task(task: str, split: str, revision: str | None, data: str | Path | None) -> Sequence[RawRow]:
+    found = find_task(task)
     family, _, name = task.partition("/")
-    families = task_families()
-    if family not in families:
-        raise SourceError(f"task = {task!r}: unknown family {family!r}. {_nearest(family, families)}")
-    module = import_module(f"eval_harness.tasks.{family}")
-    if name not in module.TASKS:
-        raise SourceError(f"task = {task!r}: {family} has no task {name!r}. {_nearest(name, list(module.TASKS))}")
+    if found is None:
+        try:
+            return import_module(f"eval_harness.tasks.{family}").rows(name, split)
+        except ValueError as error:
+            raise SourceError(f"task = {task!r}, split {split!r}: {error}") from error
+    file = None if data is None else local_file(Path(data), found.file or name, split)
+    raw = _read_file(file) if file else _of_hub(task, found, split, revision, data)
+    return _shaped(raw, lambda row: found.asked(row, split), str(file or f"task = {task!r}, split {split!r}"))
+
+
+def _of_hub(task: str, found: Task, split: str, revision: str | None, data: str | Path | None) -> Sequence[RawRow]:
+    if split not in found.splits:
+        raise SourceError(
+            f"task = {task!r}: {found.hub} has no split {split!r} here; it has {', '.join(found.splits)}. A file "
+            f"{found.file or task.partition('/')[2]}.{split}.jsonl in the data folder would be read"
+        )
     try:
-        return module.rows(name, split)
-    except ValueError as error:
-        raise SourceError(f"task = {task!r}, split {split!r}: {error}") from error
+        raw = _read_hub(found.hub, found.config, found.splits[split], revision)
+    except SourceError as error:
+        name = f"{found.file or task.partition('/')[2]}.{split}.jsonl"
+        where = "none is given" if data is None else f"{str(data)!r} has no {name}"
+        raise SourceError(f"task = {task!r}: {error}, or in a data folder ({where})") from error
+    return _shaped(raw, found.row, f"task = {task!r}: {found.hub}, split {found.splits[split]!r}")
+
+
+def _shaped(raw: Sequence[RawRow], shape: Callable[[RawRow], RawRow], place: str) -> list[RawRow]:
+    made = []
+    for position, row in enumerate(raw):
+        try:
+            made.append(shape(row))
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+            lacking = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise SourceError(
+                f"{place}: row {position}: {lacking} (fields found: {', '.join(map(str, row)) or 'none'})"
+            ) from error
+    return made
+
+
+def local_file(folder: Path, name: str, split: str) -> Path | None:
+    """The file of a data set's split in a folder or below it: NAME.SPLIT.SUFFIX, else NAME.SUFFIX; None without one.
+
+    Raises:
+        SourceError: no such folder, or several files that it could be.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"data = {str(folder)!r}: no such folder")
+    for stem in (f"{name}.{split}", name):
+        found = [file for suffix in READERS for file in sorted(folder.rglob(f"{stem}{suffix}"))]
+        if len(found) > 1:
+            raise SourceError(
+                f"data = {str(folder)!r}: {stem} is there {len(found)} times: {', '.join(map(str, found))}"
+            )
+        if found:
+            return found[0]
+    return None
 
 
 def _read_file(path: Path) -> list[RawRow]:

@@ -19,6 +19,7 @@ REQUIREMENTS = {
     "shared": "the research data beside the checkout, or where CPT_SHARED points",
     "bitsandbytes": "the package bitsandbytes: pip install cpt[quant]",
     "deepspeed": "the package deepspeed, g++ and ninja: pip install cpt[deepspeed]",
+    "lm_eval": "the package lm-eval: pip install cpt[lm-eval]",
     "two_ranks": "torch.distributed with gloo, two processes on this machine",
 }
 
@@ -39,7 +40,7 @@ def require(name: str, present: bool, reason: str) -> None:
         return
     if name in required():
         pytest.fail(f"{reason}; CPT_REQUIRE says {name} must be here: {REQUIREMENTS[name]}", pytrace=False)
-    pytest.skip(f"{reason} (needs {name}: {REQUIREMENTS[name]})")
+    pytest.skip(f"{reason} (needs {name}: {REQUIREMENTS[name]})", allow_module_level=True)
 
 
 def kind_of(nodeid: str) -> str:

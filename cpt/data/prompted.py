@@ -8,11 +8,13 @@ import datasets
 
 from cpt.data.tokens import TokenRows
 from cpt.errors import DataError
-from eval_harness.prompts import PromptError, Style, prompt_ids
+from eval_harness.prompts import ChatTemplate, PromptError, prompt_ids
 from eval_harness.rows import Row
 
 
-def prompted(rows: Iterable[Row], tokenizer: Any, style: Style, room: int | None, place: str) -> TokenRows:
+def prompted(
+    rows: Iterable[Row], tokenizer: Any, chat_template: ChatTemplate, room: int | None, place: str
+) -> TokenRows:
     """Encode prompts, once, to the very ids that the evaluation generates from.
 
     The dataset's columns: input_ids (the prompt), prompt (text, or messages for every row as soon as one row is a
@@ -25,7 +27,7 @@ def prompted(rows: Iterable[Row], tokenizer: Any, style: Style, room: int | None
     for row in rows:
         counts["rows"] += 1
         try:
-            ids = prompt_ids(tokenizer, row, style)
+            ids = prompt_ids(tokenizer, row, chat_template)
         except PromptError as error:
             raise DataError(f"{place}: {error}") from error
         if room is not None and len(ids) > room:

@@ -37,7 +37,7 @@ class Source(Strict):
     config: str | None = Field(None, description="configuration of the hub data set")
     revision: str | None = Field(None, description="commit or tag of the hub data set")
     file: str | None = Field(None, description=".jsonl, .json, .csv or .parquet; relative to data_root")
-    task: str | None = Field(None, description="rows made by the harness, e.g. tiny_world/reverse")
+    task: str | None = Field(None, description="of the harness, e.g. tiny_world/reverse, mathematics/gsm8k")
     rows: list[dict[str, Any]] | None = Field(None, description="rows given in place")
     split: str = Field("train", description="which split of the origin")
     fields: dict[str, str] = Field({}, description="canonical field -> the rows' own name for it")
@@ -75,7 +75,7 @@ class Source(Strict):
         if self.hub:
             return {"hub": self.hub, "config": self.config, "revision": self.revision, "split": self.split}
         if self.task:
-            return {"task": self.task, "split": self.split}
+            return {"task": self.task, "split": self.split, "revision": self.revision, "data": data_root}
         return {"rows": self.rows}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cpt.errors import DataError
-from eval_harness.prompts import PromptError, Style, encode
+from eval_harness.prompts import ChatTemplate, PromptError, encode
 from eval_harness.rows import Row
 
 IGNORED = -100
@@ -30,7 +30,7 @@ class TokenSettings:
     assistant_only_loss: bool = False
     packing: bool = False
     packing_strategy: str = "bfd"
-    prompt: Style = "auto"
+    chat_template: ChatTemplate = "auto"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _encoded(row: Row, tokenizer: Any, settings: TokenSettings) -> tuple[list[in
             raise PromptError("the tokenizer has no chat template; set `tokenizer.chat_template` to a Jinja file")
         ids = tokenizer.apply_chat_template(list(row.messages), tokenize=True, return_dict=True)["input_ids"]
         return list(ids), [True] * len(ids)
-    encoded = encode(tokenizer, row, settings.prompt)
+    encoded = encode(tokenizer, row, settings.chat_template)
     return encoded.input_ids, [True] * len(encoded.input_ids) if whole else encoded.is_target
 
 

@@ -59,14 +59,14 @@ def table(matrix: dict[str, Any]) -> list[list[str]]:
 
 def _general_measure(matrix: dict[str, Any]) -> str | None:
     """The measure most general sets are read by, when it is a share (so that an average means something)."""
-    measures = [m for name in matrix["general"] if (m := primary(matrix, name)) in ("exact_match", "choice_accuracy")]
+    measures = [m for name in matrix["general"] if (m := primary(matrix, name)) in ("exact_match", "acc")]
     return max(set(measures), key=measures.count) if measures else None
 
 
 def _cell(result: dict[str, Any] | None) -> str:
     if result is None or result["value"] is None:
         return "-"
-    if result["definition"].startswith(("exact_match", "choice_accuracy")):
+    if result["definition"].startswith(("exact_match", "acc")):
         return f"{100 * result['value']:.1f}"
     return f"{result['value']:.3f}"
 
@@ -87,7 +87,7 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
     lines = []
     for measure, found in matrix["summary"].items():
         metrics = [metric for metric in found.values() if isinstance(metric, dict)]
-        if measure not in ("exact_match", "choice_accuracy") or not metrics:
+        if measure not in ("exact_match", "acc") or not metrics:
             continue
         defined = [_metric(metric) for metric in metrics if metric["value"] is not None]
         missing = [metric["formula"].split(" = ")[0] for metric in metrics if metric["value"] is None]

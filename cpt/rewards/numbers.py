@@ -1,27 +1,17 @@
-"""The reward `numeric`: the number in a completion against the answer's. A pure function in TRL's signature."""
+"""The rewards `numeric` and `math`: a completion's result against the answer's. Pure functions in TRL's signature."""
 
-import re
 from collections import deque
-from collections.abc import Iterator, Sequence
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from collections.abc import Sequence
+from decimal import Decimal
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from cpt.rewards.text import Completion, text_of
+from eval_harness.metrics.maths import decimal, difference, math_lenient, numbers
 
 Position = Literal["last", "first", "only"]
-
-# Linear on any text: what repeats is possessive, and a group of thousands decides by itself whether it is one.
-# A sign after a digit, a letter or a closing bracket is an operator or a hyphen: 10-3 holds 10 and 3.
-NUMBER = re.compile(
-    r"(?:(?<![0-9A-Za-z.)\]])[-+−])?[$€£]?"
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3}(?![0-9]))++|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)"
-    r"(?:[eE][-+]?[0-9]++)?"
-)
-# Rounds differences, never operands; an exponent beyond the limits becomes NaN or infinity instead of an error.
-EXACT = Context(prec=50, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 
 def numeric(
@@ -48,6 +38,28 @@ def numeric(
     ]
 
 
+def math(completions: Sequence[Completion], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+    r"""1.0 where the completion's result equals the answer's in value, else 0.0, by math-verify: \frac{1}{2} is 0.5.
+
+    The result is what is announced (\boxed{...}, after "####", "the answer is"), else the formula that the completion
+    is, else what its end holds; see `eval_harness.metrics.maths.math_lenient`. An answer may be a whole solution.
+
+    Raises ValueError where nothing can be read in an answer. A row whose answer is None is not scored (None). Costs
+    milliseconds a completion, and up to 3 seconds of CPU for one that is made to take long, which scores 0.0.
+    """
+    return [
+        None if reference is None else _verified(text_of(completion), str(reference))
+        for completion, reference in zip(completions, answer, strict=True)
+    ]
+
+
+def _verified(completion: str, answer: str) -> float:
+    score = math_lenient(completion, answer)
+    if score is None:
+        raise ValueError(f"the answer {answer[:60]!r} holds no mathematics: give a result, or use exact_match")
+    return score
+
+
 def _reference(answer: Any) -> Decimal:
     number = _pick(str(answer).rpartition("####")[2], "only")
     if number is None:
@@ -56,7 +68,7 @@ def _reference(answer: Any) -> Decimal:
 
 
 def _pick(text: str, position: Position) -> Decimal | None:
-    found: Iterator[re.Match[str]] = NUMBER.finditer(text)
+    found = numbers(text)
     if position == "last":
         chosen = list(deque(found, maxlen=1))
     elif position == "first":
@@ -65,14 +77,8 @@ def _pick(text: str, position: Position) -> Decimal | None:
         chosen = list(islice(found, 2))
     else:
         raise ValueError(f"position = {position!r}: must be last, first or only")
-    return _decimal(chosen[0][0]) if len(chosen) == 1 else None
-
-
-def _decimal(text: str) -> Decimal | None:
-    """The number as it is written, to its last digit; None where its exponent is beyond 10**18."""
-    number = Decimal(re.sub("[,$€£]", "", text).replace("−", "-"), EXACT)
-    return number if number.is_finite() else None
+    return decimal(chosen[0]) if len(chosen) == 1 else None
 
 
 def _close(given: Decimal | None, reference: Decimal, near: Decimal) -> bool:
-    return given is not None and EXACT.subtract(given, reference).copy_abs() <= near
+    return given is not None and difference(given, reference) <= near

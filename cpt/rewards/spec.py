@@ -16,14 +16,19 @@ from pydantic_core import PydanticCustomError
 
 from cpt.data.spec import Name, Strict, refuse
 from cpt.errors import ConfigError
-from cpt.rewards.numbers import numeric
+from cpt.rewards.numbers import math, numeric
 from cpt.rewards.text import exact_match, format
 from cpt.suggest import did_you_mean
 
 RewardFunction = Callable[..., Any]
 Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
 
-BUNDLED: dict[str, RewardFunction] = {"exact_match": exact_match, "format": format, "numeric": numeric}
+BUNDLED: dict[str, RewardFunction] = {
+    "exact_match": exact_match,
+    "format": format,
+    "math": math,
+    "numeric": numeric,
+}
 # What TRL passes to every reward beside the columns of the rows.
 FROM_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 EXAMPLE = "my_package.rewards:helpful"
@@ -135,7 +140,7 @@ def _settings(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], lis
 
 
 def _sentence(error: Any, name: str, schema: type[BaseModel]) -> str:
-    known = ", ".join(schema.model_fields)
+    known = ", ".join(schema.model_fields) or "nothing"
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(error["loc"][-1], schema.model_fields)
         return f"is no argument of {name}.{hint} It takes: {known}."

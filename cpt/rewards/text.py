@@ -1,7 +1,7 @@
 """Rewards that look at a completion's text: `exact_match` and `format`. Pure functions in TRL's signature.
 
-Patterns are searched by the `regex` module, whose syntax extends `re`'s, because it can be told to give up:
-a pattern with nested quantifiers takes exponential time on some completions, and a policy will find them.
+Patterns are searched in bounded time: one with nested quantifiers takes exponential time on some completions, and a
+policy will find them.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-MATCH_SECONDS = 1.0  # looked at now and then: a search over 10 MB has taken 3.6 s to notice
+from eval_harness.metrics.text import find
+
 Message = dict[str, Any]
 Completion = str | list[Message]
 
@@ -72,13 +73,13 @@ def format(
     A dot does not match a new line unless the pattern starts with (?s). Raises TimeoutError where the pattern
     is not decided within about a second.
     """
-    return [float(_find(pattern, text_of(completion), whole=True) is not None) for completion in completions]
+    return [float(find(pattern, text_of(completion), whole=True) is not None) for completion in completions]
 
 
 def _answer_in(text: str, pattern: str | None) -> str | None:
     if pattern is None:
         return text
-    found = _find(pattern, text)
+    found = find(pattern, text)
     return None if found is None else found[1]
 
 
@@ -86,17 +87,3 @@ def _same(given: str, reference: str, ignore_case: bool) -> bool:
     if ignore_case:
         given, reference = given.casefold(), reference.casefold()
     return given.strip() == reference.strip()
-
-
-def _find(pattern: str, text: str, whole: bool = False) -> Any:
-    """The match, or None. Raises TimeoutError, so that a slow pattern is counted and seen rather than a quiet 0."""
-    import regex
-
-    compiled = regex.compile(pattern)
-    try:
-        return (compiled.fullmatch if whole else compiled.search)(text, timeout=MATCH_SECONDS)
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"the pattern {pattern!r} was undecided after {MATCH_SECONDS:g} s on {len(text):,} characters: "
-            "give it no repetition inside a repetition, as (a+)+ has"
-        ) from error

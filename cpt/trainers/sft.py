@@ -27,10 +27,10 @@ _TOKEN_FIELDS = (
 )
 
 
-def token_settings(training: dict[str, Any], prompt: Any) -> TokenSettings:
+def token_settings(training: dict[str, Any], chat_template: Any) -> TokenSettings:
     """The part of the trainer arguments that decides how rows become tokens."""
     given = {key: training[key] for key in _TOKEN_FIELDS if key in training}
-    return TokenSettings(**given, prompt=prompt)
+    return TokenSettings(**given, chat_template=chat_template)
 
 
 def sft_config(training: dict[str, Any], folder: Path, seed: int) -> SFTConfig:

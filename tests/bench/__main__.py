@@ -40,6 +40,9 @@ ITEMS: dict[str, Measure] = {
     "lora": late("training", "lora"),
     "rft_no_methods": late("rewarded", "rft_no_methods"),
     "hft": late("training", "half_fine_tuning"),
+    "multiple_choice": late("evaluation", "multiple_choice"),
+    "measured_again": late("evaluation", "measured_again"),
+    "memory_of_the_head": late("evaluation", "memory_of_the_head"),
 }
 
 

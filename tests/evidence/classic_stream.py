@@ -81,7 +81,7 @@ def figures(run: Run) -> list[dict[str, dict[str, float]]]:
 def _figures(by: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Values by measure; `accuracy` is among the row's choices, or an exact match where rows have none."""
     values = {measure: result["value"] for measure, result in by.items()}
-    found = values.get("choice_accuracy", values.get("exact_match"))
+    found = values.get("acc", values.get("exact_match"))
     return values if found is None else values | {ACCURACY: found}
 
 

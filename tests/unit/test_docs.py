@@ -300,7 +300,9 @@ SECTIONS = {  # of config.md, or (page, heading)
     "KL": "cpt.config:KL",
     "Source": "cpt.config:Source",
     "Evaluation": "cpt.config:Evaluation",
+    "Drift": "cpt.config:DriftSource",
     "Evaluation set": "cpt.config:EvalSource",
+    "Generate": "cpt.config:Generate",
     "Retention": "cpt.config:Retention",
     ("adapters.md", "Fields"): "cpt.adapters.spec:Adapter",
     ("rewards.md", "Rewards"): "cpt.rewards.spec:Reward",
@@ -314,7 +316,7 @@ def test_every_key_and_default_is_documented(section: str | tuple[str, str]) -> 
     page, heading = section if isinstance(section, tuple) else ("config.md", section)
     home, _, name = SECTIONS[section].partition(":")
     expected = defaults(getattr(import_module(home), name))
-    if heading == "Evaluation set":
+    if heading in ("Evaluation set", "Drift"):
         inherited = defaults(Source)
         expected = {name: value for name, value in expected.items() if inherited.get(name, NO_DEFAULT) != value}
     assert_table_is(page_text(page), heading, expected)
@@ -404,7 +406,8 @@ def test_every_measure_is_documented_with_its_definition() -> None:
     text = page_text("measures.md")
     assert list(table(text, "Measures")) == list(MEASURES)
     for name, known in MEASURES.items():
-        definition = known.function(Measured(EvalSet("empty", []), [], "STYLE", 7)).definition.replace("=7", "=W")
+        empty = Measured(EvalSet("empty", []), [], "PROMPTING")
+        definition = known.function(empty).definition.replace("window=0", "window=W").replace("greedy", "WRITING")
         section = text.split(f"## {name}\n")[1].split("\n## ")[0]
         assert f"`{definition}`" in section
     directions = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (higher|lower) \|", text, re.MULTILINE))

@@ -53,7 +53,7 @@ def test_a_misspelt_requirement_stops_the_run(root: Path, tmp_path: Path) -> Non
     done = run_pytest(root, tmp_path, required="sharde")
     assert done.returncode == 4
     assert (
-        "CPT_REQUIRE names ['sharde']; requirements are ['bitsandbytes', 'deepspeed', 'shared', 'two_ranks']"
+        "CPT_REQUIRE names ['sharde']; requirements are ['bitsandbytes', 'deepspeed', 'lm_eval', 'shared', 'two_ranks']"
         in done.stderr
     )
 

@@ -167,8 +167,11 @@ def test_adapters_that_do_not_fit_together_are_refused(
 
 def test_adapters_that_fit_together_are_not_refused() -> None:
     dora = {"mode": "merge_then_new", "lora": {"use_dora": True}}
-    stream("tiny-world", "merge_then_new", "continue", "new", None, "new", dora, dora, "continue")
-    stream({"path": "tiny-world", "adapter": "somewhere"}, "continue", "new")
+    made = stream("tiny-world", "merge_then_new", "continue", "new", None, "new", dora, dora, "continue")
+    modes = [stage.adapter and stage.adapter.mode for stage in made.stages]
+    assert modes == ["merge_then_new", "continue", "new", None, "new", "merge_then_new", "merge_then_new", "continue"]
+    made = stream({"path": "tiny-world", "adapter": "somewhere"}, "continue", "new")
+    assert [stage.adapter.mode for stage in made.stages] == ["continue", "new"]
 
 
 def test_quantization_without_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

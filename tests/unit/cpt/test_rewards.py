@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from cpt.errors import ConfigError, Stopped, TrainingError
-from cpt.rewards import exact_match, format, numeric, text
+from cpt.rewards import exact_match, format, math, numeric, text
 from cpt.rewards.scoring import Scored
 from cpt.rewards.spec import BUNDLED, Reward, StageReward, columns, identity, label, resolve
+from eval_harness.metrics import text as patterns
 
 HUGE, LONG = 10_000_000, 2_000_000  # characters
 in_a_minute = pytest.mark.timeout(60)  # what backtracks, or is quadratic in a text, does not come back in days
@@ -151,6 +152,39 @@ def test_a_million_digits_are_compared_to_the_last() -> None:
     assert numeric(["1e999999999999"], ["1"]) == [0.0]  # no number of a trillion digits is made
 
 
+# ---- math -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        ("so it is \\boxed{\\frac{1}{2}}.", "0.5", 1),
+        ("The answer is 3 - 13x.", "-13x + 3", 1),
+        ("18 apples are left", "so 20 - 2 = 18\n#### 18", 1),
+        ("18, no: \\boxed{17}", "18", 0),
+        ("\\boxed{\\frac{1}{3}}", "0.33", 0),
+        ("seven", "7", 0),
+        ("", "7", 0),
+        ("7", 7, 1),  # rows may hold numbers
+    ],
+)
+def test_math(completion: str, answer: Any, score: float) -> None:
+    assert math([completion, says(completion), completion], [answer, answer, None]) == [score, score, None]
+
+
+@pytest.mark.parametrize("answer", ["", "\\boxed{}", "####"])
+def test_an_answer_without_mathematics_is_an_error(answer: str) -> None:
+    with pytest.raises(ValueError, match="holds no mathematics: give a result, or use exact_match"):
+        math(["7"], [answer])
+
+
+@in_a_minute
+def test_math_gives_up_what_takes_years_and_scores_megabytes(caplog: pytest.LogCaptureFixture) -> None:
+    assert math(["\\boxed{9^{9^{9^9}}}", "\\boxed{7.0}"], ["7", "7"]) == [0.0, 1.0]
+    assert "not decided within 3 s" in caplog.text
+    assert math(["1 " * (LONG // 2), "\\boxed{" * (LONG // 7), "{" * LONG], ["7"] * 3) == [0.0] * 3
+
+
 # ---- exact_match and format -------------------------------------------------------------------------
 
 
@@ -200,7 +234,7 @@ def test_ten_megabytes_match_a_pattern() -> None:
     [("(a|aa)+b", "a" * 80), (r"(a+)(a+)\1\2b", "a" * 5000), (r"(\s+)+x|\s+$y", " " * 100_000)],
 )
 def test_a_pattern_that_explodes_is_given_up(pattern: str, completion: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MATCH_SECONDS", 0.1)
+    monkeypatch.setattr(patterns, "MATCH_SECONDS", 0.1)
     with pytest.raises(TimeoutError, match=r"undecided after 0\.1 s on [\d,]+ characters"):
         exact_match([completion], ["b"], pattern=f"(?:{pattern})()")
     scored = Scored(partial(format, pattern=f"{pattern}|ok"), "format", "sums")
@@ -212,6 +246,7 @@ def test_a_pattern_that_explodes_is_given_up(pattern: str, completion: str, monk
 CALLS: list[Callable[..., list[float | None]]] = [
     numeric,
     partial(numeric, position="only"),
+    math,
     exact_match,
     partial(exact_match, pattern="(-?[0-9]+)", ignore_case=True),
     lambda completions, answer: list(format(completions, pattern="[0-9]+")),
@@ -271,7 +306,7 @@ def test_what_is_written_is_read_again(entry: Any) -> None:
 @pytest.mark.parametrize(
     ("entry", "place", "sentence"),
     [
-        ("numerc", "type", r"Did you mean 'numeric'\? Known: exact_match, format, numeric"),
+        ("numerc", "type", r"Did you mean 'numeric'\? Known: exact_match, format, math, numeric"),
         ("a..b", "type", r"is no path of a function: .* my_package\.rewards:helpful"),
         ("a.b:", "type", "is no path"),
         ("a.b:c d", "type", "is no path"),
@@ -287,6 +322,11 @@ def test_what_is_written_is_read_again(entry: Any) -> None:
         ({"type": "numeric", "arguments": {"tolerance": float("inf")}}, "arguments.tolerance", "finite"),
         ({"type": "numeric", "arguments": {"position": "mid"}}, "arguments.position", "'last', 'first' or 'only'"),
         ({"type": "numeric", "arguments": {"answer": "7"}}, "arguments.answer", "It takes: tolerance, position"),
+        (
+            {"type": "math", "arguments": {"tolerance": 1}},
+            "arguments.tolerance",
+            "is no argument of math. It takes: nothing",
+        ),
         ("format", "arguments.pattern", "is required"),
         ({"type": "format", "arguments": {"pattern": "(a"}}, "arguments.pattern", r"missing \)"),
         ({"type": "format", "arguments": {"pattern": "(" * 5000}}, "arguments.pattern", "no regular expression"),
@@ -319,7 +359,7 @@ def test_labels() -> None:
 def test_validation_imports_no_heavy_library_and_nothing_of_the_user() -> None:
     code = (
         "import sys; from cpt.rewards.spec import Reward; Reward(type='this.is_not:there'); Reward(type='numeric');"
-        "print([m for m in ('torch', 'numpy', 'transformers', 'trl', 'this') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'transformers', 'trl', 'sympy', 'this') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

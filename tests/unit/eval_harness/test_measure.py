@@ -14,11 +14,12 @@ from eval_harness.measure import (
     MeasureError,
     default_measures,
     measure,
-    surviving_bytes,
 )
-from eval_harness.prompts import encode
+from eval_harness.measures.texts import surviving_bytes
+from eval_harness.prompts import Prompting, encode
 from eval_harness.rows import canonical
 
+PLAIN = Prompting(chat_template="none")
 CHOICES = [
     {"question": f"Say word {i}:", "choices": ["river", "harbour", "a market of words", "x"], "answer_index": i % 4}
     for i in range(24)
@@ -50,8 +51,8 @@ def test_one_pass_equals_generation(half_taught, tokenizer, word_rows):
 def test_one_pass_equals_generation_in_plain_style(half_taught, tokenizer, word_rows):
     # The model was taught in chat style; in plain style it is wrong, in both ways of measuring.
     sets = [
-        EvalSet("one", word_rows, ("exact_match",), style="plain"),
-        EvalSet("two", word_rows, ("exact_match",), exact_match="generate", style="plain"),
+        EvalSet("one", word_rows, ("exact_match",), prompting=PLAIN),
+        EvalSet("two", word_rows, ("exact_match",), exact_match="generate", prompting=PLAIN),
     ]
     found = measure(half_taught, tokenizer, sets)
     assert found["one"]["exact_match"].per_item == found["two"]["exact_match"].per_item
@@ -84,10 +85,10 @@ def test_answer_loss_is_the_plain_mean_per_token(model, tokenizer, word_rows):
     assert (found.n, found.higher_is_better) == (10, False)
 
 
-@pytest.mark.parametrize("style", ["chat", "plain"])
-def test_choice_accuracy_sums_the_text_without_the_end(model, tokenizer, style):
+@pytest.mark.parametrize("style", ["auto", "none"])
+def test_acc_sums_the_text_without_the_end(model, tokenizer, style):
     rows = [canonical(raw) for raw in CHOICES]
-    found = measure(model, tokenizer, [EvalSet("s", rows, style=style)], batch_tokens=100)["s"]
+    found = measure(model, tokenizer, [EvalSet("s", rows, prompting=Prompting(style))], batch_tokens=100)["s"]
     expected = []
     for row in rows:
         totals = []
@@ -97,12 +98,14 @@ def test_choice_accuracy_sums_the_text_without_the_end(model, tokenizer, style):
             assert encoded.input_ids[end] == tokenizer.eos_token_id
             totals.append(sum(token_log_probs(model, encoded.input_ids)[encoded.start - 1 : end - 1]))
         expected.append(float(row.choices[totals.index(max(totals))] == row.completion))
-    accuracy = found["choice_accuracy"]
+    accuracy = found["acc"]
     assert list(accuracy.per_item.values()) == expected
     assert 0 < accuracy.value < 1
     assert accuracy.note == "chance level 0.25"
     # Scored among choices or alone, the row's own answer has one loss.
-    alone = measure(model, tokenizer, [EvalSet("s", rows, ("answer_loss",), style=style)])["s"]["answer_loss"]
+    alone = measure(model, tokenizer, [EvalSet("s", rows, ("answer_loss",), prompting=Prompting(style))])["s"][
+        "answer_loss"
+    ]
     assert alone.value == pytest.approx(found["answer_loss"].value, abs=1e-5)
 
 
@@ -111,8 +114,8 @@ def test_a_tie_goes_to_the_first_choice(make_model, tokenizer):
     torch.nn.init.zeros_(even.lm_head.weight)  # every token has the same probability
     raw = {"question": "Which?", "choices": ["1", "2"]}
     rows = [canonical({**raw, "answer_index": 0}), canonical({**raw, "answer_index": 1})]
-    found = measure(even, tokenizer, [EvalSet("s", rows, ("choice_accuracy", "answer_loss"))])["s"]
-    assert list(found["choice_accuracy"].per_item.values()) == [1.0, 0.0]
+    found = measure(even, tokenizer, [EvalSet("s", rows, ("acc", "answer_loss"))])["s"]
+    assert list(found["acc"].per_item.values()) == [1.0, 0.0]
     assert found["answer_loss"].value == pytest.approx(math.log(len(tokenizer)), abs=1e-6)
 
 
@@ -178,7 +181,7 @@ def test_too_long_rows_are_excluded_and_counted(model, tokenizer, word_rows):
     assert (found["words"]["answer_loss"].n, found["words"]["answer_loss"].excluded) == (1, {"longer_than_context": 1})
     none = found["generated"]["exact_match"]
     assert (none.value, none.n, none.excluded) == (None, 0, {"longer_than_context": 1})
-    assert found["choices"]["choice_accuracy"].excluded == {"longer_than_context": 1}
+    assert found["choices"]["acc"].excluded == {"longer_than_context": 1}
 
 
 def test_conversations_are_exact_when_every_turn_is(half_taught, tokenizer, word_rows):
@@ -211,17 +214,17 @@ def test_repeated_rows_keep_their_items(model, tokenizer, word_rows):
 
 def test_defaults_go_by_form(word_rows):
     choices = [canonical(CHOICES[0])]
-    assert default_measures(choices) == ("choice_accuracy", "exact_match", "answer_loss")
+    assert default_measures(choices) == ("acc", "exact_match", "answer_loss")
     assert default_measures([*choices, word_rows[0]]) == ("exact_match", "answer_loss")
     assert default_measures([canonical({"text": "a"})]) == ("bits_per_byte",)
-    assert {"exact_match", "choice_accuracy", "answer_loss", "bits_per_byte"} <= set(MEASURES)
+    assert {"exact_match", "acc", "answer_loss", "bits_per_byte"} <= set(MEASURES)
 
 
 def test_every_problem_of_a_plan_at_once(model, tokenizer, word_rows):
     text, chat = canonical({"text": "a"}), canonical({"messages": [{"role": "assistant", "content": "a"}]})
     sets = [
         EvalSet("a", word_rows, ("exact_mach",)),
-        EvalSet("b", word_rows, ("choice_accuracy",)),
+        EvalSet("b", word_rows, ("acc",)),
         EvalSet("b", [text], ("answer_loss",)),
         EvalSet("c", []),
         EvalSet("d", [text, word_rows[0]]),
@@ -233,7 +236,7 @@ def test_every_problem_of_a_plan_at_once(model, tokenizer, word_rows):
     for part in (
         "set 'b': given 2 times",
         "set 'a': unknown measure 'exact_mach': did you mean 'exact_match'",
-        "set 'b': choice_accuracy does not apply to completion rows without choices",
+        "set 'b': acc does not apply to completion rows without choices",
         "set 'b': answer_loss does not apply to text rows",
         "set 'c': no rows",
         "set 'd': mixes text rows",

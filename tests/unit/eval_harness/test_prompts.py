@@ -50,21 +50,21 @@ def test_prompt_as_messages_is_the_same_as_a_string(tokenizer):
 
 
 def test_plain_appends_eos_and_puts_the_separator_to_the_completion(tokenizer):
-    encoded = encode(tokenizer, QUESTION, "plain")
+    encoded = encode(tokenizer, QUESTION, "none")
     assert tokenizer.decode(encoded.input_ids) == "What is 12 + 30? 42<|end|>"
     assert target_text(tokenizer, encoded) == " 42<|end|>"
     assert encoded.end_tokens == 1
-    literal = encode(tokenizer, canonical({"prompt": "a b", "completion": "c"}), "plain")
+    literal = encode(tokenizer, canonical({"prompt": "a b", "completion": "c"}), "none")
     assert target_text(tokenizer, literal)[-len("c<|end|>") :] == "c<|end|>"
     assert tokenizer.decode(literal.input_ids) == "a bc<|end|>"
 
 
 def test_a_token_over_the_boundary_belongs_to_the_completion(tokenizer):
     assert len(tokenizer(" harbour").input_ids) == 1  # one token: any cut inside it spans
-    encoded = encode(tokenizer, canonical({"prompt": "Say harb", "completion": "our"}), "plain")
+    encoded = encode(tokenizer, canonical({"prompt": "Say harb", "completion": "our"}), "none")
     assert target_text(tokenizer, encoded) == " harbour<|end|>"
     # A space at the prompt's end is merged into the completion's first token.
-    spaced = encode(tokenizer, canonical({"prompt": "The capital of ", "completion": "France"}), "plain")
+    spaced = encode(tokenizer, canonical({"prompt": "The capital of ", "completion": "France"}), "none")
     assert target_text(tokenizer, spaced) == " France<|end|>"
     assert tokenizer.decode(spaced.input_ids[: spaced.start]) == "The capital of"
 
@@ -72,7 +72,7 @@ def test_a_token_over_the_boundary_belongs_to_the_completion(tokenizer):
 @given(prompt=st.text("ab 1é\n.harbou", min_size=1, max_size=12), answer=st.text("ab 1é.r", min_size=1, max_size=8))
 def test_plain_covers_exactly_the_completion(tokenizer, prompt, answer):
     row = Row("completion", prompt=prompt, completion=answer)
-    encoded = encode(tokenizer, row, "plain")
+    encoded = encode(tokenizer, row, "none")
     assert tokenizer.decode(encoded.input_ids) == f"{prompt}{answer}<|end|>"
     before, after = encoded.input_ids[: encoded.start], encoded.input_ids[encoded.start :]
     assert prompt.encode().startswith(raw_bytes(tokenizer, before))
@@ -153,17 +153,17 @@ def test_a_template_without_end_token_gets_eos(make_tokenizer):
 def test_definition_names_the_template(tokenizer, plain_tokenizer, make_tokenizer):
     other = make_tokenizer()
     other.chat_template += " "
-    assert definition(tokenizer, "plain") == definition(plain_tokenizer, "auto") == "plain"
-    assert definition(tokenizer, "auto") == definition(tokenizer, "chat") != definition(other, "chat")
-    assert len(definition(tokenizer, "chat")) == len("chat:") + 6
+    assert definition(tokenizer, "none") == definition(plain_tokenizer, "auto") == "plain"
+    assert definition(tokenizer, "auto") != definition(other, "auto")
+    assert len(definition(tokenizer, "auto")) == len("chat:") + 6
 
 
 def test_what_cannot_be_rendered_says_so(tokenizer, plain_tokenizer, make_tokenizer):
     conversation = canonical({"messages": MESSAGES})
     asked = canonical({"prompt": MESSAGES[:1], "completion": MESSAGES[1:2]})
-    for row, style in ((conversation, "auto"), (asked, "auto"), (QUESTION, "chat")):
+    for row in (conversation, asked):
         with pytest.raises(PromptError, match=r"set tokenizer\.chat_template"):
-            encode(plain_tokenizer, row, style)
+            encode(plain_tokenizer, row)
     unmarked = make_tokenizer()
     unmarked.chat_template = tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(PromptError, match=r"\{% generation %\} \.\.\. \{% endgeneration %\}"):
@@ -173,7 +173,7 @@ def test_what_cannot_be_rendered_says_so(tokenizer, plain_tokenizer, make_tokeni
     elsewhere.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif %}", "Answer:{% endif %}")
     with pytest.raises(PromptError, match="prefix of the conversation"):
         encode(elsewhere, QUESTION)
-    with pytest.raises(PromptError, match="style = 'alpaca'"):
+    with pytest.raises(PromptError, match="chat_template = 'alpaca'"):
         encode(tokenizer, QUESTION, "alpaca")  # type: ignore[arg-type]
     endless = make_tokenizer(chat=False)
     endless.eos_token = None

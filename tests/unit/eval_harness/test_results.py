@@ -62,8 +62,8 @@ def test_documents_round_trip_and_refuse_other_schemas():
     document = json.loads(json.dumps(to_document(results, model="m")))
     assert (document["schema_version"], document["model"]) == (SCHEMA_VERSION, "m")
     assert from_document(document) == results
-    with pytest.raises(ResultError, match="schema_version = 2"):
-        from_document({**document, "schema_version": 2})
+    with pytest.raises(ResultError, match="schema_version = 1"):
+        from_document({**document, "schema_version": 1})
     broken = {key: value for key, value in results["facts"]["exact_match"].to_json().items() if key != "n"}
     with pytest.raises(ResultError, match=r"missing \['n'\]"):
         Result.from_json(broken)

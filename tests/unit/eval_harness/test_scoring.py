@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from eval_harness import scoring
 from eval_harness.errors import Interrupted
+from eval_harness.generation import generate
 from eval_harness.loading import LoadError, TokenizerError, check_tokenizer, load
 from eval_harness.prompts import Encoded
-from eval_harness.scoring import ScoringError, batches, generate, score
+from eval_harness.scoring import ScoringError, batches, score
 
 
 def sequence(ids, targets):
@@ -70,9 +71,9 @@ def test_order_and_batch_size_change_nothing(model, order, batch_tokens):
 def test_head_on_hidden_states_equals_full_logits(model, monkeypatch):
     sequences = random_sequences(2)
     with torch.no_grad():
-        assert scoring._logits_function(model, [5, 6, 7]).__qualname__.startswith("_gathered_logits")
+        assert scoring._reader(model, [5, 6, 7]).__qualname__.startswith("_gathered_logits")
     short = score(model, sequences)
-    monkeypatch.setattr(scoring, "_logits_function", lambda model, ids: scoring._all_logits(model))
+    monkeypatch.setattr(scoring, "_reader", lambda model, ids: scoring._all_logits(model))
     for one, other in zip(short, score(model, sequences), strict=True):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-6)
 
@@ -80,7 +81,13 @@ def test_head_on_hidden_states_equals_full_logits(model, monkeypatch):
 def test_small_chunks_of_the_vocabulary_change_nothing(model, monkeypatch):
     sequences = random_sequences(3)
     expected = score(model, sequences)
-    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 3 * model.config.vocab_size)
+    monkeypatch.setattr(scoring, "LEAST_CHUNK", 3 * model.config.vocab_size)
+    with torch.no_grad():
+        whole = scoring._reader(model, [5, 6, 7])
+        ids = torch.full((1, 8), 7)
+        at = torch.arange(7)
+        parts = list(whole({"input_ids": ids}, torch.zeros_like(at), at))
+    assert [len(part) for part in parts] == [3, 3, 1]
     for one, other in zip(score(model, sequences), expected, strict=True):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-6)
 
@@ -107,7 +114,7 @@ def test_a_cap_is_seen_in_the_config_where_the_first_logits_are_too_small_to_sho
     model = Gemma2ForCausalLM(config).eval()
     assert config.final_logit_softcapping == 30.0
     with torch.no_grad():
-        assert scoring._logits_function(model, [5, 6, 7]).__qualname__.startswith("_all_logits")
+        assert scoring._reader(model, [5, 6, 7]).__qualname__.startswith("_all_logits")
 
 
 def test_a_lora_model_is_scored_with_its_adapter(make_model):
@@ -117,7 +124,7 @@ def test_a_lora_model_is_scored_with_its_adapter(make_model):
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
     sequences = random_sequences(5, count=4)
     with torch.no_grad():
-        assert scoring._logits_function(adapted, [5, 6]).__qualname__.startswith("_gathered_logits")
+        assert scoring._reader(adapted, [5, 6]).__qualname__.startswith("_gathered_logits")
     found = score(adapted, sequences)
     with adapted.disable_adapter():
         plain = score(adapted, sequences)
@@ -128,10 +135,12 @@ def test_a_lora_model_is_scored_with_its_adapter(make_model):
 
 def test_too_long_sequences_are_none_and_a_first_token_is_not_scored(model):
     limit = model.config.max_position_embeddings
-    fits, too_long = sequence([7] * limit, {1}), sequence([7] * (limit + 1), {1})
-    found = score(model, [too_long, fits, sequence([7, 8], {0, 1}), sequence([7, 8], {0})])
+    fits, too_long = sequence([7] * (limit + 1), {limit}), sequence([7] * (limit + 2), {1, limit + 1})
+    tail = sequence([7] * (limit + 9), {limit})  # what follows the last target need not be read
+    found = score(model, [too_long, fits, tail, sequence([7, 8], {0, 1}), sequence([7, 8], {0})])
     assert found[0] is None
-    assert [one.tokens for one in found[1:]] == [1, 1, 0]
+    assert [one.tokens for one in found[1:]] == [1, 1, 1, 0]
+    assert found[1].log_probs == pytest.approx(found[2].log_probs, abs=1e-6)
     assert score(model, [too_long]) == [None]
     assert score(model, []) == []
 

@@ -132,6 +132,10 @@ def test_fingerprint_is_of_content_and_order():
         "eval_harness.results",
         "eval_harness.measure",
         "eval_harness.__main__",
+        "eval_harness.suite",
+        "eval_harness.tasks.multiple_choice",
+        "eval_harness.run",
+        "eval_harness.launched",
         "eval_harness.metrics.continual",
     ],
 )

@@ -1,0 +1,8 @@
+"""`average_performance` of eval_harness.metrics.continual for Hugging Face evaluate."""
+
+from eval_harness.hf import base
+from eval_harness.metrics import continual
+
+
+class AveragePerformance(base.MatrixMetric):
+    function = staticmethod(continual.average_performance)

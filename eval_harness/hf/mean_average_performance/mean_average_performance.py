@@ -1,0 +1,8 @@
+"""`mean_average_performance` of eval_harness.metrics.continual for Hugging Face evaluate."""
+
+from eval_harness.hf import base
+from eval_harness.metrics import continual
+
+
+class MeanAveragePerformance(base.MatrixMetric):
+    function = staticmethod(continual.mean_average_performance)

@@ -1,0 +1,8 @@
+"""`plasticity` of eval_harness.metrics.continual for Hugging Face evaluate."""
+
+from eval_harness.hf import base
+from eval_harness.metrics import continual
+
+
+class Plasticity(base.MatrixMetric):
+    function = staticmethod(continual.plasticity)

@@ -1,0 +1,76 @@
+"""How far a measurement is, on stderr: one line that moves on a terminal, else a line with the time now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TextIO
+
+EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+class Progress:
+    """Told of one set after the other; calling it with (done, total) sequences moves it.
+
+    Args:
+        stream: stderr by default.
+        clock: seconds; for tests.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.clock = clock
+        self.name = ""
+        self.said = -EVERY  # when the last line was written
+        self.bar: Any = None
+
+    def begin(self, name: str) -> None:
+        """What follows is about this set."""
+        self.name = name
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(f"{datetime.now():%H:%M:%S} {line}", file=self.stream, flush=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.bar.tasks[0].id, description=self.name, completed=done, total=total)
+        elif self.clock() - self.said >= EVERY or done == total:
+            self.said = self.clock()
+            self.say(f"{self.name}: {done} of {total}")
+
+    def __enter__(self) -> Progress:
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Bar(*columns, *times, console=Console(file=self.stream), transient=True)
+            self.bar.add_task(self.name, total=None)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class Silent(Progress):
+    """For the processes that do not speak."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Nothing."""

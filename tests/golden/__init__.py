@@ -1,0 +1,1 @@
+"""Figures and per-item numbers from published logs: what our metrics must reproduce."""

@@ -1,0 +1,101 @@
+"""Quantities over several sets: computed by the metrics' formulas, refused where a part is missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval_harness.combine import CombineError, check_combined, combine
+from eval_harness.metrics import forgetting, membership
+from eval_harness.results import from_items, to_document
+
+UTILITY = {"measure": "model_utility", "sets": {"retain": "kept"}}
+
+
+def result(name, values):
+    return from_items(((f"i{k}", v) for k, v in enumerate(values)), definition=f"{name}@1", higher_is_better=True)
+
+
+def utility_results(last=0.5):
+    out = {}
+    for one in ("kept", "real_authors", "world_facts"):
+        likely = "probability" if one == "kept" else "normalised_probability"
+        names = (likely, "rouge_l_recall", "truth_ratio_geometric_true_better")
+        out[one] = {name: result(name, [value]) for name, value in zip(names, (0.9, 0.8, last), strict=True)}
+    return out
+
+
+def test_model_utility_is_the_harmonic_of_nine():
+    (found,) = combine({"mu": UTILITY}, utility_results())["mu"].values()
+    assert found.value == pytest.approx(9 / (3 / 0.9 + 3 / 0.8 + 3 / 0.5))
+    assert (found.n, found.definition) == (9, "model_utility@1(geometric,harmonic_of_9)")
+    (zero,) = combine({"mu": UTILITY}, utility_results(0.0))["mu"].values()
+    assert (zero.value, zero.note.startswith("0 by rule")) == (0.0, True)
+
+
+def test_forget_quality_reads_the_references_ratios(tmp_path):
+    own, other = [0.1, 0.2, 0.3, 0.9, 1.1], [0.5, 0.6, 0.2, 0.8, 1.4]
+    results = {"forget": {"truth_ratio_geometric": result("truth_ratio_geometric", own)}}
+    file = tmp_path / "results.json"
+    file.write_text(
+        json.dumps(to_document({"forget": {"truth_ratio_geometric": result("truth_ratio_geometric", other)}}))
+    )
+    spec = {"measure": "forget_quality", "set": "forget", "reference": str(file)}
+    (found,) = combine({"fq": spec}, results)["fq"].values()
+    expected = forgetting.forget_quality(own, other)
+    assert (found.value, found.n) == (expected.p, 5)
+    assert found.definition == "forget_quality@1(ks,geometric,n=5/5)"  # other n, other definition
+    (none,) = combine({"fq": {"measure": "forget_quality", "set": "forget"}}, results)["fq"].values()
+    assert none.value is None
+    assert none.note.startswith("no reference")
+
+
+def test_membership_and_privleak(tmp_path):
+    members, others = [0.1, 0.2, 0.5], [0.4, 0.6, 0.9, 0.3]
+    results = {
+        "forget": {"min_k": result("min_k", members)},
+        "holdout": {"min_k": result("min_k", others)},
+    }
+    sides = {"members": "forget", "nonmembers": "holdout"}
+    (area,) = combine({"a": {"measure": "membership_auc", **sides}}, results)["a"].values()
+    expected = membership.auc(members, others)
+    assert area.value == expected.value
+    assert area.definition == "membership_auc@1(min_k,members_lower)"
+    file = tmp_path / "results.json"
+    retrained = {"forget": {"min_k": result("min_k", [0.4, 0.7, 0.5])}, "holdout": results["holdout"]}
+    file.write_text(json.dumps(to_document(retrained)))
+    for reference, theirs in ((0.4772, 0.4772), (str(file), membership.auc([0.4, 0.7, 0.5], others))):
+        (found,) = combine({"p": {"measure": "privleak", **sides, "reference": reference}}, results)["p"].values()
+        assert found.value == pytest.approx(membership.privleak(expected, theirs).value)
+        assert "area" in found.note
+    (none,) = combine({"p": {"measure": "privleak", **sides}}, results)["p"].values()
+    assert (none.value, none.note.startswith("no reference")) == (None, True)
+
+
+def test_every_problem_at_once(tmp_path):
+    measures = {"kept": ("probability",), "forget": ("truth_ratio_geometric", "min_k"), "holdout": ("loss_score",)}
+    (tmp_path / "bad.json").write_text("{}")
+    combined = {
+        "a": {"measure": "model_utilty"},
+        "b": {"measure": "model_utility", "sets": {"retain": "kept"}},
+        "c": {"measure": "forget_quality", "reference": "x", "seed": 1},
+        "d": {"measure": "forget_quality", "set": "forget", "reference": str(tmp_path / "bad.json")},
+        "e": {"measure": "privleak", "members": "forget", "nonmembers": "holdout", "reference": 1.5},
+        "f": {"measure": "membership_auc", "members": "forget", "nonmembers": "nowhere", "score": "loss"},
+    }
+    with pytest.raises(CombineError) as caught:
+        check_combined(combined, measures)
+    said = str(caught.value)
+    for part in (
+        "combined.a.measure = 'model_utilty': did you mean 'model_utility'",
+        "combined.b: needs rouge_l_recall, truth_ratio_geometric_true_better among the measures of set 'kept'",
+        "combined.b: names the set 'real_authors', which the suite does not have",
+        "combined.c.seed: unknown key",
+        "combined.c.set: is missing",
+        "combined.d: reference",
+        "combined.e: needs min_k among the measures of set 'holdout'",
+        "combined.e.reference = 1.5: must be a results file, or an area",
+        "combined.f.score = 'loss': must be one of loss_score",
+    ):
+        assert part in said, (part, said)
