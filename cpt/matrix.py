@@ -63,6 +63,8 @@ def _summary(
         picked = [rows[0], *(rows[i] for i in taught[:-1]), rows[-1]]
         scores = [_values(row, mine, measure) for row in picked]
         found["average_performance"] = _as_json(continual.average_performance(scores))
+        for level in (continual.mean_average_performance, continual.plasticity):
+            found[level.__name__] = _as_json(level(scores))
         for formula in (continual.bwt_gem, continual.fwt_gem, continual.forgetting_max):
             found[formula.__name__] = _as_json(formula(scores, higher_is_better=higher))
     if wide:

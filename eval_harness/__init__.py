@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from eval_harness.cache import Cache, CacheError
     from eval_harness.errors import Interrupted, ScoringError
     from eval_harness.generation import Generation, generate
+    from eval_harness.hf import metric_names, metric_path
     from eval_harness.loading import Loaded, LoadError, TokenizerError, check_tokenizer, load
     from eval_harness.measure import MEASURES, EvalSet, MeasureError
     from eval_harness.prompts import Encoded, PromptError, Prompting, encode, prompt_ids
@@ -24,6 +25,7 @@ _HOME = {
     "cache": ("Cache", "CacheError"),
     "errors": ("Interrupted", "ScoringError"),
     "generation": ("Generation", "generate"),
+    "hf": ("metric_names", "metric_path"),
     "loading": ("LoadError", "Loaded", "TokenizerError", "check_tokenizer", "load"),
     "measure": ("MEASURES", "EvalSet", "MeasureError"),
     "prompts": ("Encoded", "PromptError", "Prompting", "encode", "prompt_ids"),
@@ -39,6 +41,7 @@ __all__ = [  # noqa: RUF022  (grouped as above)
     "LoadError", "Loaded", "TokenizerError", "check_tokenizer", "load",
     "MEASURES", "EvalSet", "MeasureError",
     "Encoded", "PromptError", "Prompting", "encode", "prompt_ids",
+    "metric_names", "metric_path",
     "SCHEMA_VERSION", "Result",
     "Row", "RowError", "canonical", "content_key", "normalise",
     "Score", "score", "Generation", "generate", "Cache", "CacheError",

@@ -97,9 +97,7 @@ def generate(
         Interrupted: should_stop said so.
         ValueError: no max_new_tokens.
     """
-    import torch
-
-    from eval_harness.scoring import check_stop, context_length, eval_mode, fitting_tokens, halving
+    from eval_harness.scoring import check_stop, context_length, eval_mode, fitting_tokens, halving, without_gradients
     from eval_harness.sharding import spread
 
     how = Generation(max_new_tokens=how) if isinstance(how, int) else how
@@ -116,7 +114,7 @@ def generate(
     out: list[list[int]] = [[] for _ in prompts]
     ends = end_ids(model, tokenizer)
     done = 0
-    with torch.inference_mode(), eval_mode(model):
+    with without_gradients(model), eval_mode(model):
 
         def decoded(job: tuple[int, list[int]]) -> list[list[int]]:
             check_stop(should_stop)

@@ -90,6 +90,60 @@ def measure(
     return found
 
 
+class Prepared:
+    """Sets encoded once, to be measured on one model again and again while it trains.
+
+    Only what one scoring pass answers: nothing is written.
+    """
+
+    def __init__(self, tokenizer: Any, sets: Sequence[EvalSet], window: int | None = None):
+        """window: tokens of the model's context (`eval_harness.scoring.context_length`).
+
+        Raises:
+            MeasureError: as `measure`, and for a measure that reads what the model writes.
+            PromptError: a row that the tokenizer cannot render.
+        """
+        self.measures = check(sets)
+        self.plans = [_Plan.of(one, self.measures[one.name], tokenizer) for one in sets]
+        writing = [plan.eval_set.name for plan in self.plans if "generation" in plan.asks]
+        if writing:
+            raise MeasureError(f"{', '.join(writing)}: answers that must be written cannot be prepared")
+        asking = _Asking(None, tokenizer, None, None, None, None)
+        self.window = window or DEFAULT_WINDOW
+        items = [(plan, Item(row)) for plan in self.plans for row in plan.eval_set.rows]
+        self.asked = [_Todo(plan, item, ask, "") for plan, item in items for ask in plan.asks]
+        self.encoded = [asking.encoded(one, self.window) for one in self.asked]
+        self.surviving = [asking.surviving(one.item.row) if one.ask == "text" else 0 for one in self.asked]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a measurement reads, prefixes counted once for each of their answers."""
+        return sum(len(sequence.input_ids) for part in self.encoded for sequence in part)
+
+    def measure(
+        self, model: Any, *, batch_tokens: int | None = None, shard: Shard | None = None
+    ) -> dict[str, dict[str, Result]]:
+        """As `measure`, without a cache: set name -> measure -> Result. Raises ScoringError."""
+        from eval_harness.scoring import score
+
+        for statistics in (False, True):
+            part = [i for i, one in enumerate(self.asked) if one.plan.statistics is statistics]
+            sequences = [sequence for i in part for sequence in self.encoded[i]]
+            scores = iter(score(model, sequences, statistics=statistics, batch_tokens=batch_tokens, shard=shard))
+            for i in part:
+                record = _record(self.encoded[i], [next(scores) for _ in self.encoded[i]])
+                record.window, record.surviving_bytes = self.window, self.surviving[i]
+                self.asked[i].item.records[self.asked[i].ask] = record
+        found = {}
+        for plan in self.plans:
+            items = list({id(one.item): one.item for one in self.asked if one.plan is plan}.values())
+            measured = Measured(plan.eval_set, items, plan.prompting)
+            found[plan.eval_set.name] = {
+                name: MEASURES[name].function(measured) for name in self.measures[plan.eval_set.name]
+            }
+        return found
+
+
 def model_identity(weights: str, **settings: Any) -> str:
     """One string for `identity`: the hash of the weights and what else decides their outputs, by name."""
     return digest(weights, {name: str(value) for name, value in settings.items()})
@@ -279,7 +333,7 @@ class _Asking:
         from eval_harness.scoring import context_length, score
 
         window = context_length(self.model) or DEFAULT_WINDOW
-        encoded = [self._encoded(one, window) for one in todo]
+        encoded = [self.encoded(one, window) for one in todo]
         scores = iter(
             score(
                 self.model,
@@ -295,10 +349,10 @@ class _Asking:
             record = _record(part, [next(scores) for _ in part])
             if one.ask == "text":
                 record.window = window
-                record.surviving_bytes = self._surviving(one.item.row)
+                record.surviving_bytes = self.surviving(one.item.row)
             one.item.records[one.ask] = record
 
-    def _encoded(self, one: _Todo, window: int) -> list[Encoded]:
+    def encoded(self, one: _Todo, window: int) -> list[Encoded]:
         if one.ask == "text":
             return self._windows(one.item.row, window)
         row, how = one.item.row, one.plan.eval_set.prompting
@@ -324,7 +378,7 @@ class _Asking:
         windows = [stream[at : at + window] for at in range(0, len(ids), window - 1)]
         return [Encoded(part, [i > 0 for i in range(len(part))]) for part in windows]
 
-    def _surviving(self, row: Row) -> int:
+    def surviving(self, row: Row) -> int:
         decoded = self.tokenizer.decode(self._ids(row), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return surviving_bytes(row.text or "", decoded)
 
@@ -340,7 +394,7 @@ class _Asking:
         how = todo[0].plan.eval_set.generation
         by_room: dict[int, list[tuple[_Todo, Encoded, list[int]]]] = {}
         for one in todo:
-            (own,), asked = self._encoded(replace(one, ask="answer"), 0), self._prompt(one)
+            (own,), asked = self.encoded(replace(one, ask="answer"), 0), self._prompt(one)
             needed = how.max_new_tokens or _power_of_two(len(own.input_ids) - len(asked))
             if limit is not None and len(asked) + (how.max_new_tokens or len(own.input_ids) - len(asked)) > limit:
                 one.item.records["generation"] = Record(problem=TOO_LONG)
@@ -369,11 +423,13 @@ class _Asking:
     def _written(self, one: _Todo, own: Encoded, asked: list[int], ids: list[int]) -> Record:
         from eval_harness.metrics.text import strip_reasoning, until_stop
 
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text = until_stop(text, one.plan.eval_set.generation.stop)
         pattern = one.plan.eval_set.prompting.strip_reasoning
-        if pattern is not None:
+        text = self.tokenizer.decode(ids, skip_special_tokens=pattern is None)
+        text = until_stop(text, one.plan.eval_set.generation.stop)
+        if pattern is not None:  # the marks of reasoning may be special tokens
             text = strip_reasoning(text, pattern)
+            for token in self.tokenizer.all_special_tokens:
+                text = text.replace(token, "")
         # Of several end tokens the first: decoding stops there. The rest of the template is no target.
         target = [i for i, is_target in zip(own.input_ids, own.is_target, strict=True) if is_target]
         needed = target[: len(target) - max(0, own.end_tokens - 1)]

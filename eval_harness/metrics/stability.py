@@ -19,15 +19,13 @@ k steps can miss a gap that is shorter: min-ACC and WC-ACC are then too high, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from eval_harness.metrics.continual import Summary, gaps
 
 Curve = Sequence[tuple[int, Mapping[str, float | None]]]
 Finished = Collection[str] | Mapping[str, int]
-
-NO_TASK = "no task was finished before"
 
 
 def min_acc(curve: Curve, finished: Finished, *, higher_is_better: bool = True) -> Summary:
@@ -47,7 +45,16 @@ def min_acc(curve: Curve, finished: Finished, *, higher_is_better: bool = True) 
     _check(curve)
     worst = "min" if higher_is_better else "max"
     formula = f"min-ACC = 1/(k-1) sum_{{i<k}} {worst}_{{n > end of i}} A_i[n]{_note(higher_is_better)}"
-    return _mean_of_worst(curve, finished, formula, min if higher_is_better else max)
+    if not finished:
+        return Summary(None, formula, 0, "no task was finished before")
+    ends = finished if isinstance(finished, Mapping) else dict.fromkeys(finished, 0)
+    found = []
+    for task, end in ends.items():
+        scores, reason = _scores(task, [(step, by) for step, by in curve if step > end])
+        if reason or not scores:
+            return Summary(None, formula, 0, reason or f"no evaluation of {task} after step {end}")
+        found.append(min(scores) if higher_is_better else max(scores))
+    return Summary(math.fsum(found) / len(found), formula, len(found))
 
 
 def wc_acc(curve: Curve, finished: Finished, current: str, *, higher_is_better: bool = True) -> Summary:
@@ -109,21 +116,6 @@ def windowed_plasticity(
 
 
 # ---- what they stand on ----------------------------------------------------------------------------------
-
-
-def _mean_of_worst(
-    curve: Curve, finished: Finished, formula: str, worst: Callable[[Iterable[float]], float]
-) -> Summary:
-    if not finished:
-        return Summary(None, formula, 0, NO_TASK)
-    ends = finished if isinstance(finished, Mapping) else dict.fromkeys(finished, 0)
-    found = []
-    for task, end in ends.items():
-        scores, reason = _scores(task, [(step, by) for step, by in curve if step > end])
-        if reason or not scores:
-            return Summary(None, formula, 0, reason or f"no evaluation of {task} after step {end}")
-        found.append(worst(scores))
-    return Summary(math.fsum(found) / len(found), formula, len(found))
 
 
 _CHANGE = {"WF": "A[m] - A[n]", "WP": "A[n] - A[m]"}

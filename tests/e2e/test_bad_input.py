@@ -203,7 +203,7 @@ WRITTEN = {
         "stages.1.methods.0.earlier = ['on']",
         "mean 'one'?",
     ),
-    "no reward": ("stages.1.kind", "rft", "stages.1.rewards = []", "exact_match, numeric, format or a path"),
+    "no reward": ("stages.1.kind", "rft", "stages.1.rewards = []", "exact_match, numeric, math, format or a path"),
     "unknown reward": (
         "stages.1",
         rewarded(rewards=["exact_mach"]),

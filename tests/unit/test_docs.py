@@ -416,17 +416,37 @@ def test_every_measure_is_documented_with_its_definition() -> None:
     }
 
 
-def test_every_continual_metric_is_documented_with_its_formula() -> None:
-    from eval_harness.metrics import continual
+def returning(module: Any, what: str) -> set[str]:
+    """Public functions of a module that are annotated to return this."""
+    functions = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and not name.startswith("_")}
+    return {name for name, f in functions.items() if f.__annotations__.get("return") == what}
 
-    R = [[0.1, 0.2], [0.9, 0.2], [0.5, 0.8]]
-    over_tasks = ["average_performance", "bwt_gem", "fwt_gem", "forgetting_max", "bwt_t", "forgetting_just_learned"]
-    formulas = {name: getattr(continual, name)(R).formula for name in over_tasks}
+
+def test_every_continual_metric_is_documented_with_its_formula() -> None:
+    from eval_harness.hf import metric_names
+    from eval_harness.metrics import continual, stability
+
+    R, curve = [[0.1, 0.2], [0.9, 0.2], [0.5, 0.8]], [(0, {"a": 1.0}), (1, {"a": 1.0})]
+    given: dict[str, Any] = {
+        "fwt_sapt": {"single": [0.9, 0.9]},
+        "intransigence": {"reference": [0.9, 0.9], "against": "joint"},
+        "f1_average": {"general": 0.5},
+    }
+    over_matrix = returning(continual, "Summary") - {"general_delta", "hars"}
+    formulas = {name: getattr(continual, name)(R, **given.get(name, {})).formula for name in over_matrix}
     formulas["general_delta"] = continual.general_delta([{"a": 1.0}]).formula
-    public = {n for n, f in vars(continual).items() if getattr(f, "__module__", "") == continual.__name__}
-    public = {n for n in public if not n.startswith("_") and n != "Summary"}
-    assert public == set(formulas)
-    assert table(page_text("measures.md"), "Continual metrics") == formulas
+    formulas["hars"] = continual.hars(0.5, 0.5).formula
+    within = {
+        "min_acc": stability.min_acc(curve, ["a"]).formula,
+        "wc_acc": stability.wc_acc(curve, ["a"], "b").formula,
+        "windowed_forgetting": stability.windowed_forgetting(curve, 10).formula,
+        "windowed_plasticity": stability.windowed_plasticity(curve, 10).formula,
+    }
+    text = page_text("continual_metrics.md")
+    assert table(text, "Over the matrix") == formulas
+    assert table(text, "While a stage trains") == within
+    assert set(within) == returning(stability, "Summary")
+    assert set(metric_names()) == set(formulas) | set(table(text, "Hugging Face evaluate"))
 
 
 def test_exit_codes_are_documented() -> None:

@@ -12,6 +12,7 @@ from eval_harness.measure import (
     MEASURES,
     EvalSet,
     MeasureError,
+    Prepared,
     default_measures,
     measure,
 )
@@ -248,3 +249,18 @@ def test_every_problem_of_a_plan_at_once(model, tokenizer, word_rows):
 def test_interrupted_between_batches(model, tokenizer, word_rows):
     with pytest.raises(Interrupted):
         measure(model, tokenizer, [EvalSet("s", word_rows)], should_stop=lambda: True)
+
+
+def test_prepared_sets_measure_what_measure_does(model, make_model, tokenizer, word_rows):
+    sets = [
+        EvalSet("choices", [canonical(raw) for raw in CHOICES]),
+        EvalSet("words", word_rows[:10], ("exact_match", "answer_loss", "min_k_plus_plus")),
+        EvalSet("texts", [canonical({"text": text}) for text in TEXTS]),
+    ]
+    prepared = Prepared(tokenizer, sets, window=128)
+    other = make_model(len(tokenizer), seed=5)
+    for one in (model, other, model):  # the models of a training, one after the other
+        assert prepared.measure(one) == measure(one, tokenizer, sets)
+    assert prepared.tokens > 24 * 4
+    with pytest.raises(MeasureError, match="written: answers that must be written"):
+        Prepared(tokenizer, [EvalSet("written", word_rows, ("exact_match",), exact_match="generate")])

@@ -97,3 +97,30 @@ def test_shots_change_the_score_and_their_prefix_is_shared(model, tokenizer):
     hook.remove()
     assert found["answer_loss"].value != pytest.approx(bare["answer_loss"].value, abs=1e-4)
     assert (3, max(shape[1] for shape in seen)) in seen  # three rows of branches in one batch
+
+
+def test_reasoning_is_cut_before_an_answer_is_read(model, tokenizer, monkeypatch):
+    from eval_harness.metrics.text import REASONING
+
+    row = canonical({"question": "Say:", "answer": "river"})
+    written = tokenizer("<think>market or harbour</think> river").input_ids
+    monkeypatch.setattr("eval_harness.generation.generate", lambda model, tokenizer, prompts, how, **k: [written])
+
+    def value(pattern):
+        one = EvalSet("s", [row], ("quasi_exact_match",), prompting=Prompting(strip_reasoning=pattern))
+        one.generation = Generation(16)
+        return measure(model, tokenizer, [one])["s"]["quasi_exact_match"].value
+
+    assert (value(None), value(REASONING)) == (0.0, 1.0)
+
+
+def test_marks_of_reasoning_may_be_special_tokens(make_model, make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    written = tokenizer("<think>market</think>river<|end|>").input_ids
+    assert "<think>" not in tokenizer.decode(written, skip_special_tokens=True)
+    monkeypatch.setattr("eval_harness.generation.generate", lambda model, tokenizer, prompts, how, **k: [written])
+    row = canonical({"question": "Say:", "answer": "river"})
+    one = EvalSet("s", [row], ("quasi_exact_match",), generation=Generation(16))
+    one.prompting = Prompting(strip_reasoning=r"(?s)<think>.*?</think>")
+    assert measure(make_model(len(tokenizer)), tokenizer, [one])["s"]["quasi_exact_match"].value == 1.0

@@ -136,6 +136,8 @@ def test_fingerprint_is_of_content_and_order():
         "eval_harness.tasks.multiple_choice",
         "eval_harness.run",
         "eval_harness.launched",
+        "eval_harness.hf",
+        "eval_harness.metrics.stability",
         "eval_harness.metrics.continual",
     ],
 )
