@@ -182,7 +182,7 @@ class Stage(Strict):
             given = [("rewards", names), ("kl", None if self.kl == KL() else self.kl.to)]
             return [((key,), v, f"means nothing in a {self.kind} stage, only in kind: rft") for key, v in given if v]
         if not self.rewards:
-            return [(("rewards",), [], "an rft stage needs at least one: exact_match, numeric, format or a path")]
+            return [(("rewards",), [], "an rft stage needs at least one: exact_match, numeric, math, format or a path")]
         labels = [label(reward) for reward in self.rewards]
         return [
             (("rewards", i), name, "is listed twice: logs tell rewards apart by name, give one a `name:`")
@@ -236,11 +236,36 @@ class DriftSource(Source):
         return self
 
 
+class Within(Strict):
+    """What is scored while a stage trains: a few fixed rows of each set, every few optimizer steps."""
+
+    every: int | Literal["auto", "off"] = Field("auto", description="optimizer steps; auto: for about 3 % of the stage")
+    rows: int = Field(32, gt=0, description="of each set, the same all through; auto may take fewer")
+    sets: list[Name] | None = Field(
+        None, min_length=1, description="default: earlier stages' tests, the stage's own, the general sets"
+    )
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _steps_or_a_word(cls, value: Any) -> Any:
+        value = {False: "off", True: "auto"}[value] if isinstance(value, bool) else value  # YAML 1.1 reads `off` so
+        if value not in ("auto", "off") and not (isinstance(value, int) and value > 0):
+            refuse(((), value, "must be auto, off or a number of optimizer steps of at least 1"))
+        return value
+
+
+def _as_within(value: Any) -> Any:
+    return {"every": value} if isinstance(value, str | int) else value
+
+
 class Evaluation(Strict):
     """What is measured after every stage, stage 0 included."""
 
     general: dict[Name, EvalSource] = Field({}, description="abilities to keep, by name")
     drift: DriftSource | None = Field(None, description="rows on which every stage is compared with the base")
+    within: Annotated[Within, BeforeValidator(_as_within, json_schema_input_type=str | int | Within)] = Field(
+        Within(), description="what is scored while a stage trains: auto, off, every so many steps, or a mapping"
+    )
     batch_tokens: int | None = Field(None, gt=0, description="padded tokens per scoring batch; default: what fits")
     chat_template: Literal["auto", "none"] = Field("auto", description="auto: if the tokenizer has one; training too")
     refuse_overlap: bool = Field(False, description="stop when test rows occur in training rows")
@@ -287,6 +312,10 @@ class Stream(Strict):
                 found.append((("evaluation", "general", name), name, "is also a stage's name: rename one"))
         if "drift" in self.evaluation.general:
             found.append((("evaluation", "general", "drift"), "drift", "is the file of evaluation.drift: rename it"))
+        for i, name in enumerate(self.evaluation.within.sets or []):
+            if name not in (known := self.eval_sources()):
+                text = f"is no set of this stream.{did_you_mean(name, known)} Known: {', '.join(known)}."
+                found.append((("evaluation", "within", "sets", i), name, text))
         found += adapter_problems(self.stages, self.model)
         if not (info.context or {}).get("stored"):
             found += self.batch_problems()
@@ -416,7 +445,7 @@ def read_raw(path: str | os.PathLike[str], overrides: list[str] | None = None) -
 
 
 # Parts that one word may stand for -> the key that the word is the value of.
-SHORT = {"model": "path", "adapter": "mode", "kl": "to"}
+SHORT = {"model": "path", "adapter": "mode", "kl": "to", "within": "every"}
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

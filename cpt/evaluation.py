@@ -117,18 +117,18 @@ def evaluate(
     done = processes.on_main(folder.eval_done)
     if done and done["plan"] == plan.id:
         return
-    opened = []
+    opened: set[str] = set()
 
     def opening() -> Any:
         if not processes.on_main(model.is_dir):
             raise _NotKept
         processes.on_main(lambda: folder.verify_model() if folder.done() is not None else None)
-        opened.append(folder)
         return open_model(model, stream.model)
 
     # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
     trained = processes.on_main(folder.done)
-    asked = _Asked(plan, opening, _model_identity(trained["model"] if trained else identity, stream), tokenizer)
+    weights = _model_identity(trained["model"] if trained else identity, stream)
+    asked = _Asked(plan, opening, weights, tokenizer, opened.update)
     try:
         found = asked.results(list(plan.sets), folder, stop, processes)
     except _NotKept:  # then set by set: some may be known
@@ -144,9 +144,10 @@ def evaluate(
             found[DRIFT] = asked.drift(plan.drift, model, opening, stream, folder, stop, processes)
         except _NotKept:
             say(f"  the weights of {folder.path.name} were not kept (retention.models: last): {DRIFT} left out")
-    facts = {"seconds": round(time.perf_counter() - began, 3), "scored": bool(opened)}
+    measured = [name for name in found if name in opened]
+    facts = {"seconds": round(time.perf_counter() - began, 3), "measured": measured}
     processes.on_main(lambda: folder.commit_eval(plan.id, found, facts))
-    how = f"in {facts['seconds']:.1f} s" if opened else "already known"
+    how = f"in {facts['seconds']:.1f} s" if measured else "already known"
     if found:
         say(f"  measured {folder.path.name} on {len(found)} sets {how}")
 
@@ -166,6 +167,7 @@ class _Asked:
     model: Callable[[], Any]
     identity: str
     tokenizer: Any
+    scoring: Callable[[set[str]], None]
 
     def results(
         self, names: list[str], folder: StageDir, stop: StopRequest, processes: Processes
@@ -180,6 +182,7 @@ class _Asked:
                 shard=processes if processes.world > 1 else None,
                 cache=Cache(folder.path.parents[2] / CACHE),  # beside the runs that share it
                 identity=self.identity,
+                asking=self.scoring,
             )
         except Interrupted as error:
             raise stop.error(f"while measuring {folder.path.name}") from error

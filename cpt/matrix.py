@@ -4,6 +4,7 @@ from typing import Any
 
 from cpt.config import Stream
 from cpt.run_dir import Run, StageDir
+from cpt.stability_gap import Trained, stability_gap
 from eval_harness.metrics import continual
 
 SCHEMA = 1
@@ -13,15 +14,21 @@ def matrix(stream: Stream, run: Run, folders: list[StageDir]) -> dict[str, Any]:
     """All scores of the stages measured so far, as JSON. Holds no times: equal runs give equal bytes.
 
     rows[i].scores[set][measure] = {value, n, stderr, definition, higher_is_better}; `summary[measure]` holds
-    AP, BWT, FWT, forgetting and the general difference, each naming its formula.
+    AP, BWT, FWT, forgetting and the general difference, each naming its formula. rows[i].within is the stability gap
+    of a stage that was scored while it trained.
     """
     groups = {name: group for name, (group, _) in stream.eval_sources().items()}
-    rows = []
+    tasks = [stage.name for stage in stream.stages if stage.test]
+    rows, trained = [], list[Trained]()
     for folder in folders:
         number, _, name = folder.path.name.partition("_")
         scores = {key: {m: _short(r) for m, r in by.items()} for key, by in folder.results().items()}
-        rows.append({"stage": name, "index": int(number), "scores": scores})
-    tasks = [stage.name for stage in stream.stages if stage.test]
+        row: dict[str, Any] = {"stage": name, "index": int(number), "scores": scores}
+        if done := folder.done():
+            trained.append(Trained.read(name, done["facts"]["steps"], folder.path))
+            if gap := stability_gap(trained, tasks):
+                row["within"] = gap
+        rows.append(row)
     general = [name for name, group in groups.items() if group == "general"]
     return {
         "schema": SCHEMA,

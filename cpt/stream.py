@@ -27,6 +27,7 @@ from cpt.processes import Processes, readable_rank_errors, start
 from cpt.quiet import quiet
 from cpt.run_dir import Run, StageDir, digest
 from cpt.signals import StopRequest, stop_requests
+from cpt.stability_gap import FILE as CURVE
 from cpt.train_stage import check_ahead, gathered, release, say_facts, train_stage
 
 
@@ -77,6 +78,8 @@ def run(
             todo = processes.on_main(lambda: [here.index for here in planned[1:] if not here.finished])
             processes.together(lambda: check_ahead(stream, inputs, [index - 1 for index in todo]))
             processes.on_main(lambda: _settle(found, planned, processes.world, say))
+            if stream.evaluation.within.every != "off":
+                processes.on_main(lambda: _say_unscored(planned, say))
             _go(stream, found, inputs, planned, say, stop, processes)
         say(f"done: {found.path}")
     return found
@@ -301,6 +304,14 @@ def _say_plan(run: Run, planned: list[Planned], redone: set[str], launched: int,
         say(f"every stage is finished: {', '.join(p.name for p in planned[1:])}; nothing to train")
     elif lines:
         say(f"stages: {', '.join(lines)}")
+
+
+def _say_unscored(planned: list[Planned], say: Say) -> None:
+    """Finished stages that have no scores from while they trained: only training them again would make some."""
+    for p in planned[1:]:
+        if p.finished and not (p.folder.path / CURVE).is_file():
+            why = (p.folder.done() or {"facts": {}})["facts"].get("within", {}).get("left_out", "trained without")
+            say(f"note: {p.name} was not scored while it trained ({why}): it is kept as it is")
 
 
 def _require_same(stream: Stream, run: Run, planned: list[Planned]) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt.config import Stage, Stream
+from cpt.config import BATCH_DEFAULTS, Stage, Stream
 from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
@@ -16,9 +16,11 @@ from cpt.processes import Processes
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
+    from cpt.data.stage_data import StageData
     from cpt.data.tokens import TokenRows, TokenSettings
     from cpt.trainers.rft import Rewarding
     from cpt.trainers.session import Trained
+    from cpt.within import Watch, Work
 
 COMPLETION_TOKENS = 512  # TRL's default of max_completion_length
 COLUMNS = ("answer", "choices")  # what a reward sees of a row beside its prompt and completion
@@ -51,7 +53,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     here = inputs.stages[number]
     place, training = f"stages.{number}", stream.training_of(here.stage)
     with _at(place):
-        _refuse_edits(here.stage, _arguments(here.stage, training, Path("unused"), here.seed))
+        _refuse_launch(stream, here.stage, _arguments(here.stage, training, Path("unused"), here.seed))
     if here.stage.adapter is not None:
         with _at(f"{place}.adapter"):
             check_adapter(stream.model, here.stage.adapter)
@@ -94,11 +96,18 @@ def _arguments(stage: Stage, training: dict[str, Any], folder: Path, seed: int) 
     return sft_config(training, folder, seed)
 
 
-def _refuse_edits(stage: Stage, args: Any) -> None:
-    """Edits of gradients and weights reach the right tensors under some launchers only."""
+def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
+    """Edits of gradients and weights reach the right tensors, and a training model can be scored, not everywhere."""
     from cpt.trainers.deepspeed import forget, refuse_edits
+    from cpt.trainers.session import spreads_weights
 
     problems = refuse_edits(fresh_methods(stage), args)
+    every, spread = stream.evaluation.within.every, spreads_weights(args)
+    if spread is not None and isinstance(every, int):
+        problems.append(
+            f"evaluation.within.every = {every}: a model in training is scored where each process holds its whole "
+            f"weights, and {spread} spreads them: use DDP or ZeRO-2, or evaluation.within: auto, which leaves it out"
+        )
     forget(args)  # the base is measured first
     if problems:
         raise ConfigError(*problems)
@@ -149,7 +158,9 @@ def train_stage(
     counts = {name: rows.counts for name, rows in data.sources.items()}
     _say_counts(counts, say)
     _reset_peak()
-    about = (opened, inputs.tokenizer, data, info, methods, training, Session(folder, stop, _progress(say), processes))
+    watch = _watch(stream, inputs, number, data, folder, say, processes)
+    session = Session(folder, stop, _progress(say), processes, watch)
+    about = (opened, inputs.tokenizer, data, info, methods, training, session)
     if here.stage.kind == "rft":
         from cpt.trainers import rft
 
@@ -164,6 +175,59 @@ def train_stage(
         for method in methods:
             method.finish_stage(trained.model, info)
     return trained
+
+
+def _watch(
+    stream: Stream, inputs: Inputs, number: int, data: "StageData", folder: Path, say: Say, processes: Processes
+) -> "Watch | None":
+    """What scores stage `number` (from 0) while it trains: on earlier stages' tests, its own and the general sets."""
+    from cpt.stability_gap import FILE
+    from cpt.within import Watch
+
+    asked, evaluation = stream.evaluation.within, inputs.evaluation
+    if asked.every == "off":
+        processes.on_main(lambda: (folder / FILE).unlink(missing_ok=True))  # of a plan before a kill
+        return None
+    later = {stage.name for stage in stream.stages[number + 1 :]}
+    names = [name for name in evaluation.sets if name not in later and name in (asked.sets or evaluation.sets)]
+    return Watch(
+        asked,
+        [evaluation.sets[name] for name in names],
+        inputs.tokenizer,
+        _work(stream, inputs.stages[number].stage, data),
+        window=context_length(stream.model),
+        seed=stream.seed,
+        file=folder / FILE,
+        earlier=[folder.parent / f"{i:02d}_{s.name}" / FILE for i, s in enumerate(stream.stages[:number], start=1)],
+        batch_tokens=evaluation.batch_tokens,
+        say=say,
+        processes=processes,
+    )
+
+
+def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
+    """What a stage's training is made of, in tokens of its rows. What an rft stage writes is not known ahead."""
+    from cpt.data.stage_data import TASK
+    from cpt.within import Work
+
+    lengths = {name: _lengths(part) for name, part in data.sources.items()}
+    rows, added = stream.batch_rows(stage), sum(data.quotas.values())
+    quotas = {**data.quotas, TASK: rows if stage.kind == "rft" else rows - added}
+    micro = (BATCH_DEFAULTS | stream.training_of(stage))["per_device_train_batch_size"]
+    return Work(
+        step=sum(float(part.mean()) * quotas[name] for name, part in lengths.items()),
+        batch=micro * max(int(part.max()) for part in lengths.values()),
+        forward=1 / 3 if stage.adapter is None else 1 / 2,
+        shares=not str(stream.model.attn_implementation or "").startswith("flash"),
+    )
+
+
+def _lengths(part: "TokenRows") -> Any:
+    """Tokens of every row."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.list_value_length(part.dataset.with_format("arrow")[:]["input_ids"]))
 
 
 def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[str, Any], place: str) -> "TokenRows":
@@ -244,7 +308,9 @@ def say_facts(name: str, facts: dict[str, Any], say: Say) -> None:
     share = facts["trained_parameters"] / facts["parameters"]
     rate = facts["tokens"] / max(facts["train_seconds"], 1e-9)
     trained = f"{facts['steps']} steps, {share:.0%} of {facts['parameters']:,} parameters"
-    say(f"  {name}: {trained}, {facts['train_seconds']:.1f} s, {rate:,.0f} tokens/s")
+    scoring = facts["within"].get("seconds", 0) / max(facts["train_seconds"], 1e-9)
+    took = f"{facts['train_seconds']:.1f} s" + (f" ({scoring:.1%} of it scoring)" if scoring else "")
+    say(f"  {name}: {trained}, {took}, {rate:,.0f} tokens/s")
     for method, found in facts["methods"].items():
         if "note" in found:
             say(f"  {method}: {found['note']}")

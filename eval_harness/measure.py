@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import FunctionType
@@ -50,6 +50,7 @@ def measure(
     shard: Shard | None = None,
     cache: Cache | None = None,
     identity: str | None = None,
+    asking: Callable[[set[str]], None] | None = None,
 ) -> dict[str, dict[str, Result]]:
     """Measure a model on sets of rows.
 
@@ -63,6 +64,8 @@ def measure(
         cache: where records are looked up and kept; the first process reads and writes it.
         identity: everything that decides what the model computes (hash of its weights, dtype, attention kernel,
             quantization; see `model_identity`). Without it nothing is cached.
+        asking: told which sets have rows that the cache does not know, before the model is opened; not called if
+            there are none.
 
     Returns:
         set name -> measure -> Result.
@@ -80,8 +83,10 @@ def measure(
     memory = _Memory(cache, identity, tokenizer, shard)
     todo = memory.recall(plans, items)
     if todo:
-        asking = _Asking(_opened(model), tokenizer, batch_tokens, should_stop, progress, shard)
-        for answered in asking.answer(todo):
+        if asking is not None:
+            asking({one.plan.eval_set.name for one in todo})
+        asked = _Asking(_opened(model), tokenizer, batch_tokens, should_stop, progress, shard)
+        for answered in asked.answer(todo):
             memory.keep(answered)
     found = {}
     for plan, part in zip(plans, items, strict=True):

@@ -97,6 +97,24 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
     return [*lines, "(formulas and reasons: matrix.json, summary)"] if lines else []
 
 
+WITHIN = {"min_acc": "min-ACC", "wc_acc": "WC-ACC", "wf_10": "WF^10", "wp_10": "WP^10", "min_general": "worst general"}
+
+
+def within_table(matrix: dict[str, Any]) -> list[list[str]]:
+    """Header and one line per stage that was scored while it trained: its stability gap, in points of a share."""
+    scored = [row for row in matrix["rows"] if "within" in row]
+    measure = next((m for m in ("exact_match", "acc") for row in scored if m in row["within"]["measures"]), None)
+    if measure is None:
+        return []
+    lines = [[f"within stage ({measure})", *WITHIN.values(), "rows", "every"]]
+    for row in scored:
+        found = row["within"]["measures"].get(measure, {})
+        values = [found.get(key, {}).get("value") for key in WITHIN]
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        lines.append([row["stage"], *cells, str(row["within"]["rows"]), f"{row['within']['every']} steps"])
+    return lines
+
+
 def _metric(metric: dict[str, Any]) -> str:
     name = metric["formula"].split(" = ")[0]
     return f"{name} {100 * metric['value']:{'' if name == 'AP' else '+'}.1f}"
@@ -108,6 +126,7 @@ def text(runs: Sequence[Path]) -> str:
     parts = []
     for name, matrix in matrices.items():
         parts += [name, aligned(table(matrix)), *summary_lines(matrix), ""]
+        parts += [aligned(gap), ""] if (gap := within_table(matrix)) else []
     if len(matrices) > 1:
         parts += ["general average after each stage, then AP and forgetting (exact match, %)"]
         parts += [aligned(side_by_side(matrices))]

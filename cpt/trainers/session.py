@@ -5,10 +5,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import DistributedType
@@ -36,14 +37,28 @@ class Trained:
     stopped: bool
 
 
+class Watch(Protocol):
+    """What scores the model while it trains and changes nothing of it; `cpt.within.Watch` is one."""
+
+    def begin(self, steps: int, reached: int, spread: str | None = None) -> None:
+        """Before step `reached + 1` of `steps`. spread: what leaves each process a part of every weight, if any."""
+
+    def at(self, step: int, model: Any, context: AbstractContextManager[Any]) -> bool:
+        """After so many steps, in training's precision. Returns False where the logits are not numbers."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the stage's record says of it."""
+
+
 @dataclass(frozen=True)
 class Session:
-    """Where a stage is trained and who is told: its folder, when to stop, who hears of log lines."""
+    """Where a stage is trained and who is told: its folder, when to stop, who hears of log lines, who scores."""
 
     folder: Path
     should_stop: Callable[[], bool]
     on_log: Callable[[dict[str, Any]], None]
     processes: Processes = field(default_factory=Processes)
+    watch: Watch | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -111,11 +126,14 @@ def train_to_end(trainer: Any, methods: Sequence[Method], session: Session) -> T
     log = MetricsLog(session.folder / "metrics.jsonl", checkpoint, session.on_log) if main else None
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in CALLBACKS]:
         trainer.remove_callback(callback)
-    trainer.add_callback(_StageCallback(trainer, session.should_stop, log))
+    trainer.add_callback(_StageCallback(trainer, session.should_stop, log, session.watch))
     started = time.perf_counter()
+    if session.watch is not None:
+        session.watch.begin(trainer.args.max_steps, _step_of(checkpoint), spreads_weights(trainer.args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.refuse_nan(weights=True)
     facts = _facts(trainer, methods, time.perf_counter() - started, checkpoint)
+    facts["within"] = session.watch.facts() if session.watch else {"left_out": "evaluation.within is off"}
     stopped = trainer.state.global_step < trainer.args.max_steps
     return Trained(trainer.accelerator.unwrap_model(trainer.model), trainer, facts, stopped)
 
@@ -125,6 +143,13 @@ def close(trained: Trained) -> None:
     trainer, trained.trainer, trained.model = trained.trainer, None, None
     deepspeed.release(trainer)
     trainer.accelerator.free_memory()
+
+
+def spreads_weights(args: Any) -> str | None:
+    """What of these trainer arguments, or of the launcher, leaves each process a part of every weight, if anything."""
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.hf_ds_config.is_zero3():
+        return "ZeRO-3"
+    return "FSDP" if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else None
 
 
 def _to_go_on_from(folder: Path, world: int) -> Path | None:
@@ -179,16 +204,22 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _StageCallback(TrainerCallback):
-    """Weight edits after each step; checkpoints and stops at boundaries; lines for the log."""
+    """Weight edits after each step; scores within the stage; checkpoints and stops at boundaries; lines for the log."""
 
-    def __init__(self, trainer: Any, should_stop: Callable[[], bool], log: "MetricsLog | None") -> None:
-        self.trainer, self.should_stop, self.record = trainer, should_stop, log
+    def __init__(
+        self, trainer: Any, should_stop: Callable[[], bool], log: "MetricsLog | None", watch: Watch | None
+    ) -> None:
+        self.trainer, self.should_stop, self.record, self.watch = trainer, should_stop, log, watch
         self.save_due = self.stop_due = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._score(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.edit_weights()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._score(state.global_step)  # its line is on the disk before a checkpoint of the step is
         if state.global_step >= state.max_steps:
             control.should_save = False  # the finished model is committed next
             return
@@ -198,6 +229,12 @@ class _StageCallback(TrainerCallback):
         if self.save_due and self.trainer.boundary(state.global_step):
             control.should_save, self.save_due = True, False
             control.should_training_stop = self.stop_due
+
+    def _score(self, step: int) -> None:
+        if self.watch is None:
+            return
+        if not self.watch.at(step, self.trainer.model, self.trainer.accelerator.autocast()):
+            self.trainer.refuse_nan(weights=True)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.record is not None:
@@ -209,8 +246,7 @@ class MetricsLog:
 
     def __init__(self, file: Path, checkpoint: Path | None, on_log: Callable[[dict[str, Any]], None]) -> None:
         self.file, self.on_log = file, on_log
-        reached = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        kept = [line for line in read_metrics(file) if line["step"] <= reached]
+        kept = [line for line in read_metrics(file) if line["step"] <= _step_of(checkpoint)]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -219,6 +255,11 @@ class MetricsLog:
         with open(self.file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.on_log(line)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint was written after; 0 without one."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ ITEMS: dict[str, Measure] = {
     "multiple_choice": late("evaluation", "multiple_choice"),
     "measured_again": late("evaluation", "measured_again"),
     "memory_of_the_head": late("evaluation", "memory_of_the_head"),
+    "within": late("within", "within"),
 }
 
 

@@ -66,7 +66,11 @@ def multiple_choice(repeats: int) -> list[Figure]:
     return [
         *(
             ratio_of(
-                f"multiple choice, our measure / {other}", seconds[mine], seconds[other], (mine, other), most=1 / 3
+                f"multiple choice, our measure / {other}",
+                seconds[mine],
+                seconds[other],
+                (mine, other),
+                most=1 / 3 if other.endswith("batch 1") else None,  # as it comes; at its best for comparison
             )
             for other in others
         ),

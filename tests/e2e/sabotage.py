@@ -91,4 +91,4 @@ def in_evaluation(number: int) -> None:
     """Between two scoring batches."""
     from eval_harness import scoring
 
-    scoring._check_stop = at_call(number, scoring._check_stop, before=True)
+    scoring.check_stop = at_call(number, scoring.check_stop, before=True)

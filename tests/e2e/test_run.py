@@ -134,8 +134,10 @@ def test_a_changed_evaluation_plan_measures_again_and_trains_nothing(here: Path)
     }
     matrix = json.loads((second.path / "matrix.json").read_text())
     assert matrix["rows"][1]["scores"]["sums"]["exact_match"]["n"] == 20
-    done = json.loads((second.path / "stages/01_reverse/eval/DONE").read_text())
-    assert done["facts"]["measured"] == ["sums"]  # the other sets were already known
+    done = second.path / "stages/01_reverse/eval/DONE"
+    assert json.loads(done.read_text())["facts"]["measured"] == []  # 20 of the rows that were scored before
+    go("evaluation.general.sums.limit=50", "training.logging_steps=3")
+    assert json.loads(done.read_text())["facts"]["measured"] == ["sums"]  # the other sets were already known
 
 
 def test_two_streams_share_the_bases_evaluation(here: Path) -> None:

@@ -300,6 +300,7 @@ SECTIONS = {  # of config.md, or (page, heading)
     "KL": "cpt.config:KL",
     "Source": "cpt.config:Source",
     "Evaluation": "cpt.config:Evaluation",
+    "Within": "cpt.config:Within",
     "Drift": "cpt.config:DriftSource",
     "Evaluation set": "cpt.config:EvalSource",
     "Generate": "cpt.config:Generate",
