@@ -1,4 +1,4 @@
-"""`python -m eval_harness` on two processes: the files of one, one voice, one message for an error of either."""
+"""`python -m eval_harness` on several processes: the files of one, one voice, one message for an error of any."""
 
 from __future__ import annotations
 
@@ -49,19 +49,38 @@ def run(root: Path, place: Path, processes: int, *arguments: str) -> subprocess.
     )
 
 
-def test_two_processes_write_what_one_does(root: Path, place: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(root: Path, place: Path) -> dict[str, Any]:
     one = run(root, place, 1, "--model", "model", "--out", "one")
-    two = run(root, place, 2, "--model", "model", "--out", "two")
-    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
-    assert (one.stdout.count("\nfacts "), two.stdout.count("\nfacts ")) == (2, 2)  # a line per measure, one table
-    assert two.stderr.count("loading base from") == 1
-    alone, both = (json.loads((place / name / "results.json").read_text()) for name in ("one", "two"))
-    assert alone["settings"] == both["settings"]
-    mine, theirs = from_document(alone), from_document(both)
-    assert mine.keys() == theirs.keys() == {"facts", "written", "text"}
-    for name in mine:
-        for kind, result in mine[name].items():
-            assert theirs[name][kind].per_item == pytest.approx(result.per_item, rel=1e-5), (name, kind)
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.count("\nfacts ") == 2  # a line per measure
+    return json.loads((place / "one" / "results.json").read_text())
+
+
+@pytest.mark.parametrize(("processes", "tokens"), [(2, None), (3, 64), (1, 100)])
+def test_several_processes_and_other_batches_write_what_one_does(
+    root: Path, place: Path, alone: dict[str, Any], processes: int, tokens: int | None
+) -> None:
+    out = f"by{processes}"
+    extra = ["--batch-tokens", str(tokens)] if tokens else []
+    done = run(root, place, processes, "--model", "model", "--out", out, *extra)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nfacts ") == 2  # one table
+    assert done.stderr.count("loading base from") == 1
+    theirs = json.loads((place / out / "results.json").read_text())
+    assert theirs["settings"] == alone["settings"]
+    one, several = from_document(alone), from_document(theirs)
+    assert one.keys() == several.keys() == {"facts", "written", "text"}
+    for name in one:
+        for kind, result in one[name].items():
+            found = several[name][kind]
+            assert list(found.per_item) == list(result.per_item)
+            if kind == "exact_match":
+                assert found.per_item == result.per_item
+            assert found.per_item == pytest.approx(result.per_item, rel=1e-5), (name, kind)
+
+
+def test_a_finished_folder_is_kept_by_any_number_of_processes(root: Path, place: Path, alone: dict[str, Any]) -> None:
     again = run(root, place, 2, "--model", "model", "--out", "one")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("kept, measured before") == 3
