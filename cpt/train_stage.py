@@ -105,8 +105,8 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
     every, spread = stream.evaluation.within.every, spreads_weights(args)
     if spread is not None and isinstance(every, int):
         problems.append(
-            f"evaluation.within.every = {every}: a model in training is scored where each process holds its whole "
-            f"weights, and {spread} spreads them: use DDP or ZeRO-2, or evaluation.within: auto, which leaves it out"
+            f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
+            "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
     forget(args)  # the base is measured first
     if problems:

@@ -63,6 +63,8 @@ def _sources(stream: Stream) -> list[tuple[str, Source]]:
         found += _measured(f"stages.{i}.test", stage.test) if stage.test else []
         for key, part in stage.method_sources().items():
             found += [(f"stages.{i}.{key}.{k}", source) for k, source in enumerate(part)]
+    if stream.evaluation.drift:
+        found.append(("evaluation.drift", stream.evaluation.drift))
     for name, source in stream.evaluation.general.items():
         found += _measured(f"evaluation.general.{name}", source)
     return found

@@ -152,7 +152,12 @@ def _remarks(results: Mapping[str, Mapping[str, Result]]) -> Iterable[str]:
 def _value(result: Result) -> str:
     if result.value is None:
         return "undefined"
-    return f"{result.value:.4f}" + ("" if result.stderr is None else f" ± {result.stderr:.4f}")
+    return _digits(result.value) + ("" if result.stderr is None else f" ± {_digits(result.stderr)}")
+
+
+def _digits(value: float) -> str:
+    """Four decimals, or four digits where those would say nothing."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
 def _listed(name: str, limit: int | None) -> str:

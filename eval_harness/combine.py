@@ -74,9 +74,12 @@ def _utility_measures(one: str, form: str) -> tuple[str, str, str]:
 
 def _forget_quality(spec: Spec, results: Results) -> Result:
     own = results[spec["set"]]["truth_ratio_geometric"]
-    reference = _reference(spec["reference"], spec["set"], "truth_ratio_geometric") if "reference" in spec else None
-    found = forgetting.forget_quality(own.per_item, reference.per_item if reference else None)
-    definition = f"forget_quality@1(ks,geometric,n={found.n}/{found.n_ref})"
+    reference = _alike(spec, spec["set"], own) if "reference" in spec else None
+    try:
+        found = forgetting.forget_quality(own.per_item, reference.per_item if reference else None)
+    except ValueError as error:  # other items, or another number of them
+        raise CombineError(f"forget_quality of set {spec['set']!r} against {spec['reference']}: {error}") from error
+    definition = f"forget_quality@1(ks,{own.definition},n={found.n}/{found.n_ref})"
     note = found.reason or f"D = {found.statistic:.6g}, {found.method} p"
     return Result(found.p, found.n, None, definition, True, note=note)
 
@@ -98,7 +101,8 @@ def _privleak(spec: Spec, results: Results) -> Result:
     given = spec.get("reference")
     reference: Any = given
     if isinstance(given, str):
-        parts = {spec[side]: {score: _reference(given, spec[side], score)} for side in ("members", "nonmembers")}
+        sides = [spec[side] for side in ("members", "nonmembers")]
+        parts = {one: {score: _alike(spec, one, results[one][score])} for one in sides}
         reference = _area(parts, spec["members"], spec["nonmembers"], score)
     if own is None or reference is None:
         why = "a side has no item with a score" if own is None else "no reference: the area of a model without the set"
@@ -123,7 +127,21 @@ def _area(results: Results, members: str, nonmembers: str, score: str) -> member
     return membership.auc(*([value for value in side if not math.isnan(value)] for side in sides))
 
 
+def _alike(spec: Spec, name: str, own: Result) -> Result:
+    """The reference's result of a set, if it is of the same definition."""
+    measure = own.definition.partition("@")[0]
+    found = _reference(spec["reference"], name, measure)
+    if found.definition != own.definition:
+        raise CombineError(
+            f"reference {spec['reference']}: {measure} of set {name!r} is {found.definition} there and "
+            f"{own.definition} here: measure the reference with the same prompting"
+        )
+    return found
+
+
 def _reference(file: str, name: str, measure: str) -> Result:
+    if not Path(file).is_file():
+        raise CombineError(f"reference {file}: no such file")
     try:
         document = json.loads(Path(file).read_text(encoding="utf-8"))
         return from_document(document)[name][measure]

@@ -23,6 +23,7 @@ from typing import Any
 from eval_harness.results import Result, ResultError, aggregate, aggregation, from_document
 
 P_VALUES = ("forget_quality",)  # by how their definitions begin: shown side by side, never subtracted
+ROUNDING = 1e-5  # relative
 WIDTH = 80
 NAME = 25  # columns of a measure's name in the table; a longer one gets a line of its own
 
@@ -60,9 +61,18 @@ class Pair:
     left_out: tuple[str, ...] = ()
     reason: str | None = None
 
+    def _is_rounding(self) -> bool:
+        """Within 1e-5 of the values' size: what other batches or processes make of the same model."""
+        if self.n < 2 or self.difference is None or self.a is None or self.b is None:
+            return False
+        ends = [abs(one) for one in (self.difference, self.low, self.high) if one is not None]
+        return max(ends) <= ROUNDING * max(abs(self.a), abs(self.b))
+
     @property
     def verdict(self) -> str:
         """Whether B is better, worse or equal; "unclear" where the interval holds 0; "-" without an interval."""
+        if self._is_rounding():
+            return "equal"
         if self.low is None or self.high is None:
             return "equal" if self.difference == 0 and self.n > 1 and self.reason else "-"
         if self.low <= 0 <= self.high:

@@ -225,6 +225,7 @@ def _load_weights(place: str | Path, held: str | None, device: Any, about: dict[
     from transformers import AutoModelForCausalLM
 
     _check_folder(place)
+    _check_device(place, device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quantized = held in ("4bit", "8bit")
     extra = _quantized(place, held, device, about) if quantized else {}
@@ -234,6 +235,7 @@ def _load_weights(place: str | Path, held: str | None, device: Any, about: dict[
         raise LoadError(f"{place}: the model cannot be loaded: {_first_line(error)}") from error
     model, info = loaded
     _check_complete(place, info)
+    _check_numbers(place, model)
     if quantized:
         from eval_harness.quantization import keep_gradients_right
 
@@ -367,6 +369,26 @@ def _check_complete(path_or_id: str | Path, info: dict[str, Any]) -> None:
         raise LoadError(
             f"{path_or_id}: {len(lacking)} tensors are missing or of another shape than config.json: {shown}"
         )
+
+
+def _check_numbers(place: str | Path, model: Any) -> None:
+    """Short prompts can hide a NaN: a kernel's soft-max may swallow it, and wrong scores look like scores."""
+    broken = [name for name, tensor in model.named_parameters() if tensor.is_floating_point() and tensor.isnan().any()]
+    if broken:
+        shown = ", ".join(broken[:4]) + (", ..." if len(broken) > 4 else "")
+        raise LoadError(f"{place}: the weights hold NaN in {len(broken)} tensors: {shown}; the checkpoint is broken")
+
+
+def _check_device(place: str | Path, device: Any) -> None:
+    import torch
+
+    try:
+        wanted = torch.device(device or "cpu")
+        there = wanted.type != "cuda" or torch.cuda.device_count() > (wanted.index or 0)
+    except RuntimeError as error:
+        raise LoadError(f"{place}: device {str(device)!r} is none that torch knows: cpu, cuda, cuda:1, ...") from error
+    if not there:
+        raise LoadError(f"{place}: device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
 
 
 def _first_line(error: Exception) -> str:

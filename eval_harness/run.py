@@ -7,6 +7,7 @@ DIR/.cache        records item by item (`eval_harness.cache`): equal rows are sc
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,8 @@ from eval_harness.measure import MEASURES, default_measures, draw_shots, measure
 from eval_harness.progress import Progress
 from eval_harness.results import Result, from_document, to_document, write_json
 from eval_harness.suite import Suite
+
+TASK_FILES = {".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".parquet", ".txt"}
 
 Results = dict[str, dict[str, Result]]
 
@@ -163,5 +166,13 @@ def _how(one: EvalSet, tokenizer: Any) -> dict[str, Any]:
 
 def _files(folder: str | None) -> dict[str, str]:
     """Digests of the files of an include_path: a task's own code and rows decide its results."""
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file()) if folder else []
-    return {str(file): digest(file.read_bytes().hex()) for file in files if "__pycache__" not in file.parts}
+    if folder is None:
+        return {}
+    files = sorted(file for file in Path(folder).rglob("*") if file.suffix in TASK_FILES and file.is_file())
+    own = {one.parent for one in Path(folder).rglob("results.json")}  # folders that --out made
+    return {str(file): _sha256(file) for file in files if not own & set(file.parents)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -115,9 +115,12 @@ def within_table(matrix: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
+LEVELS = ("AP", "MAA", "P")  # scores; the others are changes, and carry a sign
+
+
 def _metric(metric: dict[str, Any]) -> str:
     name = metric["formula"].split(" = ")[0]
-    return f"{name} {100 * metric['value']:{'' if name == 'AP' else '+'}.1f}"
+    return f"{name} {100 * metric['value']:{'' if name in LEVELS else '+'}.1f}"
 
 
 def text(runs: Sequence[Path]) -> str:

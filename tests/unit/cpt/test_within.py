@@ -329,5 +329,8 @@ def test_a_number_of_steps_is_refused_where_no_process_holds_the_weights() -> No
     asked = Stream.parse(raw | {"evaluation": {"within": 10}})
     with pytest.raises(ConfigError) as caught:
         _refuse_launch(asked, asked.stages[0], args)
-    assert "evaluation.within.every = 10" in str(caught.value)
-    assert "FSDP spreads them: use DDP or ZeRO-2" in str(caught.value)
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        "training: FSDP leaves each process a part of every weight, and evaluation.within.every = 10"
+    )
+    assert "use DDP or ZeRO-2, or evaluation.within: auto" in problem

@@ -45,7 +45,7 @@ def test_forget_quality_reads_the_references_ratios(tmp_path):
     (found,) = combine({"fq": spec}, results)["fq"].values()
     expected = forgetting.forget_quality(own, other)
     assert (found.value, found.n) == (expected.p, 5)
-    assert found.definition == "forget_quality@1(ks,geometric,n=5/5)"  # other n, other definition
+    assert found.definition == "forget_quality@1(ks,truth_ratio_geometric@1,n=5/5)"  # other n, other definition
     (none,) = combine({"fq": {"measure": "forget_quality", "set": "forget"}}, results)["fq"].values()
     assert none.value is None
     assert none.note.startswith("no reference")
@@ -99,3 +99,24 @@ def test_every_problem_at_once(tmp_path):
         "combined.f.score = 'loss': must be one of loss_score",
     ):
         assert part in said, (part, said)
+
+
+def test_a_reference_of_other_items_or_another_definition_is_refused(tmp_path):
+    own = result("truth_ratio_geometric", [0.1, 0.2, 0.3])
+    results = {"forget": {"truth_ratio_geometric": own}}
+    file = tmp_path / "results.json"
+    spec = {"fq": {"measure": "forget_quality", "set": "forget", "reference": str(file)}}
+
+    def refused(other, match):
+        file.write_text(json.dumps(to_document({"forget": {"truth_ratio_geometric": other}})))
+        with pytest.raises(CombineError, match=match):
+            combine(spec, results)
+
+    refused(result("truth_ratio_geometric", [0.1, 0.2]), r"the reference has 2 truth ratios, the model 3")
+    other = from_items([("x", 0.1), ("y", 0.2), ("i2", 0.3)], definition=own.definition, higher_is_better=False)
+    refused(other, "other items")
+    chat = from_items([("i0", 0.1)], definition="truth_ratio_geometric@1(with_end,chat:5fb8ff)", higher_is_better=False)
+    refused(chat, "is truth_ratio_geometric@1.with_end,chat:5fb8ff. there")
+    file.unlink()
+    with pytest.raises(CombineError, match="no such file"):
+        combine(spec, results)

@@ -62,6 +62,8 @@ def test_the_verdict_knows_the_direction():
     assert one(result([1, 0] * 4), result([0, 1] * 4)).verdict == "unclear"
     assert one(result([1, 0] * 4), result([1, 0] * 4)).verdict == "equal"
     assert one(result([1]), result([0])).verdict == "-"
+    other_batches = [value * (1 + 4e-6) for value in low]
+    assert one(result(low), result(other_batches)).verdict == "equal"
 
 
 def test_only_common_items_enter_and_the_others_are_counted():

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from eval_harness import quantization
-from eval_harness.errors import ScoringError
 from eval_harness.lineage import Lineage, Part, weights_hashes
 from eval_harness.loading import LOADERS, LoadError, load, load_lineage, load_model, made_of, weights_folder
 from eval_harness.prompts import Encoded
@@ -247,8 +246,8 @@ def test_a_nan_in_the_weights_is_found_before_anything_is_measured(base: Path) -
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ScoringError, match=r"base: the logits are NaN"):
-        score(load_model(base), [Encoded([5, 6, 7], [False, True, True])])
+    with pytest.raises(LoadError, match=r"base: the weights hold NaN in 1 tensors: model\.layers\.1\.mlp\.down_proj"):
+        load_model(base)
 
 
 # ---- few bits ----------------------------------------------------------------------------------------

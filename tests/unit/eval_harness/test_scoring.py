@@ -285,3 +285,20 @@ def test_check_tokenizer(make_tokenizer):
         check_tokenizer(unpadded)
     with pytest.raises(TokenizerError, match=r"'<\|pad\|>' is its unknown token"):
         check_tokenizer(make_tokenizer(unk_token="<|pad|>"))
+
+
+def test_nan_in_the_weights_is_found_before_anything_is_scored(checkpoint, make_model, tokenizer):
+    """One entry of a query matrix: short prompts of this model would score as if nothing were wrong."""
+    broken = make_model(len(tokenizer))
+    with torch.no_grad():
+        broken.model.layers[0].self_attn.q_proj.weight[0, 0] = math.nan
+    broken.save_pretrained(checkpoint)
+    with pytest.raises(LoadError, match=r"NaN in 1 tensors: model\.layers\.0\.self_attn\.q_proj\.weight"):
+        load(checkpoint, device="cpu")
+
+
+def test_a_device_that_is_not_here_is_named(checkpoint):
+    with pytest.raises(LoadError, match="device 'tpu9' is none that torch knows"):
+        load(checkpoint, device="tpu9")
+    with pytest.raises(LoadError, match="device 'cuda:99' is not here: torch sees"):
+        load(checkpoint, device="cuda:99")
