@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,3 +73,23 @@ def tiny_llama(request: pytest.FixtureRequest) -> Callable[..., LlamaForCausalLM
     from tests.models import llama
 
     return partial(llama, request.getfixturevalue("tiny_tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_llama: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Path]:
+    """`tiny_checkpoint(folder, **config)`: save a `tiny_llama(**config)` and its tokenizer there; gives the folder."""
+
+    def save(folder: Path, **config: Any) -> Path:
+        tiny_llama(**config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def bitsandbytes(require: Callable[[str, bool, str], None]) -> None:
+    """For `usefixtures`: weights in few bits."""
+    from eval_harness import quantization
+
+    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")

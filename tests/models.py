@@ -28,3 +28,11 @@ def llama(tokenizer: Any, seed: int = 0, vocab_size: int | None = None, **config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(shape | config)))
+
+
+def logits(model: Any) -> Any:
+    """Logits (1, 8, vocabulary) of eight fixed tokens, without dropout, gradients or a cache."""
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.arange(5, 13)[None], use_cache=False).logits

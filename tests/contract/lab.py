@@ -27,8 +27,6 @@ TRAINING = {
     "weight_decay": 0.1,
     "lr_scheduler_type": "constant",
 }
-
-
 REWARDED = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7}
 
 
@@ -111,62 +109,69 @@ class Lab:
         stop_after: ask for a stop once so many steps are logged; run again with the same `folder` to resume.
         reward, reference: of an rft stage.
         """
-        from cpt.data.prompted import prompted
-        from cpt.data.sources import drawn, load_all
-        from cpt.data.tokens import tokenise
         from cpt.train_stage import fresh_methods
+        from cpt.trainers import sft
         from cpt.trainers.session import Session
-        from cpt.trainers.sft import token_settings
 
         self.runs += 1
-        folder = folder or self.folder / f"stage{self.runs}"
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
-        config = Stage.model_validate(
-            {
-                "name": "lab",
-                "kind": kind,
-                "data": {"rows": TEXT_ROWS if kind == "pretrain" else TASK_ROWS},
-                "methods": list(methods),
-                "rewards": [f"{__name__}:vowels"] if kind == "rft" else [],
-                "training": training,
-            }
-        )
-        settings = token_settings(training, "auto")
-
-        def load(sources: Any, place: str, most: int | None = None) -> Any:
-            return tokenise(drawn(load_all(sources, None, place), most, 0), self.tokenizer, settings, place)
-
+        config = configured(methods, kind, training)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)
-        data = StageData(load)
-        if kind == "rft":
-            rows = load_all(config.data, None, "data").rows
-            data.sources[TASK] = prompted(rows, self.tokenizer, "auto", None, "data")
-        else:
-            data.sources[TASK] = load(config.data, "data")
-        active = [*fresh_methods(config), *extra]
+        data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
             method.prepare_data(data, info)
         model = self.model(lora, attention_dropout=dropout)
-        before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        before = weights(model)
         lines: list[dict[str, Any]] = []
 
         def stop() -> bool:
             return stop_after is not None and len(lines) >= stop_after - 1
 
-        about = (lambda: model, self.tokenizer, data, info, active, training, Session(folder, stop, lines.append))
-        if kind == "rft":
-            from cpt.rewards.scoring import Scored
-            from cpt.trainers import rft
+        session = Session(folder or self.folder / f"stage{self.runs}", stop, lines.append)
+        about = (lambda: model, self.tokenizer, data, info, active, training, session)
+        trained = rewarded(about, reward, reference) if kind == "rft" else sft.train(*about)
+        return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
 
-            rewarding = rft.Rewarding([Scored(reward, reward.__name__, "lab")], [1.0], reference)
-            trained = rft.train(*about, rewarding)
+    def data(self, config: Stage, training: dict[str, Any]) -> StageData:
+        """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""
+        from cpt.data.prompted import prompted
+        from cpt.data.sources import drawn, load_all
+        from cpt.data.tokens import tokenise
+        from cpt.trainers.sft import token_settings
+
+        settings = token_settings(training, "auto")
+
+        def load(sources: Any, place: str, most: int | None = None) -> Any:
+            return tokenise(drawn(load_all(sources, None, place), most, 0), self.tokenizer, settings, place)
+
+        data = StageData(load)
+        if config.kind == "rft":
+            rows = load_all(config.data, None, "data").rows
+            data.sources[TASK] = prompted(rows, self.tokenizer, "auto", None, "data")
         else:
-            from cpt.trainers import sft
+            data.sources[TASK] = load(config.data, "data")
+        return data
 
-            trained = sft.train(*about)
-        after = {name: tensor.detach().clone() for name, tensor in trained.model.named_parameters()}
-        return Outcome(before, after, trained.facts, trained.stopped, lines)
+
+def configured(methods: Sequence[Any], kind: str, training: dict[str, Any]) -> Stage:
+    """A stage of the lab's rows, as a stream writes it."""
+    fields = {"name": "lab", "kind": kind, "methods": list(methods), "training": training}
+    fields |= {"data": {"rows": TEXT_ROWS if kind == "pretrain" else TASK_ROWS}}
+    return Stage.model_validate(fields | {"rewards": [f"{__name__}:vowels"] if kind == "rft" else []})
+
+
+def rewarded(about: Sequence[Any], reward: Callable[..., Any], reference: Any) -> Any:
+    """Train an rft stage with one reward; `about` as `rft.train` takes it."""
+    from cpt.rewards.scoring import Scored
+    from cpt.trainers import rft
+
+    return rft.train(*about, rft.Rewarding([Scored(reward, reward.__name__, "lab")], [1.0], reference))
+
+
+def weights(model: Any) -> dict[str, Any]:
+    """A copy of every parameter, by name."""
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:

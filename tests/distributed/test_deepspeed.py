@@ -6,20 +6,14 @@ The first run builds DeepSpeed's shared-memory collective, which takes minutes; 
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.distributed.deepspeed_worker import EDITED, ODD, STEPS
-from tests.plugins import require
+from tests.distributed.launcher import require_deepspeed, two_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -28,29 +22,13 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have left gradients and weights of every run."""
-    require("two_ranks", dist.is_available() and dist.is_gloo_available(), "torch was built without gloo")
-    present = importlib.util.find_spec("deepspeed") and shutil.which("g++") and shutil.which("ninja")
-    require("deepspeed", bool(present), "deepspeed, g++ or ninja is not installed")
+    require_deepspeed()
     folder = tmp_path_factory.mktemp("deepspeed")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*launcher, "-m", "tests.distributed.deepspeed_worker", str(folder)],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": import_path(root), "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=570,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    code, printed = two_ranks("deepspeed_worker", folder=folder, timeout=570, DS_ACCELERATOR="cpu")
+    assert code == 0, printed[-4000:]
     return folder
-
-
-def import_path(root: Path) -> str:
-    """The checkout first, then what this process was given."""
-    return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
 
 
 def farthest(one: Weights, two: Weights) -> float:

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
+from tests.distributed.launcher import two_ranks
 from tests.distributed.processes_worker import scores
-from tests.plugins import require
 
 pytestmark = pytest.mark.distributed
 
 
-def torchrun(root: Path, what: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    require("two_ranks", dist.is_available() and dist.is_gloo_available(), "torch was built without gloo")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [*launcher, "-m", "tests.distributed.processes_worker", what, str(folder)],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def answers(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank wrote."""
     folder = tmp_path_factory.mktemp("agree")
-    run = torchrun(root, "agree", folder)
-    assert run.returncode == 0, run.stderr[-4000:]
+    code, printed = two_ranks("processes_worker", "agree", folder=folder, timeout=300)
+    assert code == 0, printed[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -77,11 +59,11 @@ def test_ranks_measure_what_one_process_measures(
             assert two["n"] == one["n"] == len(one["per_item"])
 
 
-def test_a_dead_rank_ends_the_other_in_words(root: Path, tmp_path: Path) -> None:
-    run = torchrun(root, "lost", tmp_path)
-    assert run.returncode != 0
+def test_a_dead_rank_ends_the_other_in_words(tmp_path: Path) -> None:
+    code, printed = two_ranks("processes_worker", "lost", folder=tmp_path, timeout=300)
+    assert code != 0
     survivor = json.loads((tmp_path / "survivor.json").read_text())
     assert survivor["error"] == "TrainingError"
     assert "another process of this run ended" in survivor["problems"][0]
     assert survivor["seconds"] < 15  # noticed by the closed connection, not by a time-out
-    assert "exitcode  : -9" in run.stderr  # torchrun names the one that died
+    assert "exitcode  : -9" in printed  # torchrun names the one that died

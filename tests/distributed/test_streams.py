@@ -12,45 +12,20 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
+from tests.distributed.launcher import TORCHRUN, finished, launched, rank, require_deepspeed
 from tests.e2e.processes import cpt
-from tests.plugins import require
 
 pytestmark = pytest.mark.distributed
 
 STREAM = Path(__file__).with_name("stream.yaml")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 HALF = "training.per_device_train_batch_size=8"
-SFT_ONLY = "stages.sums.kind=sft"
-
-
-def launched(launcher: list[str], arguments: list[str], folder: Path, **environ: str) -> subprocess.Popen[str]:
-    """`cpt run STREAM` under a launcher, its output in folder/output.txt."""
-    require("two_ranks", dist.is_available() and dist.is_gloo_available(), "torch was built without gloo")
-    root = Path(__file__).parents[2]
-    folder.mkdir(exist_ok=True, parents=True)
-    return subprocess.Popen(
-        [*launcher, "-m", "cpt", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)} | environ,
-        stdout=open(folder / "output.txt", "w"),
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finished(launcher: list[str], arguments: list[str], folder: Path, **environ: str) -> tuple[int, str]:
-    code = launched(launcher, arguments, folder, **environ).wait(timeout=500)
-    return code, (folder / "output.txt").read_text()
 
 
 def matrix(folder: Path) -> list[dict[str, Any]]:
@@ -110,48 +85,27 @@ def test_what_was_finished_by_two_is_kept_by_one(together: Path, tmp_path: Path)
     assert "every stage is finished" in printed
 
 
-def stop_in(stage: str, folder: Path, how: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
-    """Start on two ranks, act once the stage has logged nine steps, wait for the end."""
+def stop_in(stage: str, folder: Path, number: int, sign: signal.Signals) -> tuple[int, str, float]:
+    """Signal one of two ranks once the stage has logged nine steps: exit code, printed, seconds it took to end."""
     process = launched(TORCHRUN, ["run", str(STREAM), HALF], folder)
     deadline = time.monotonic() + 300
     while sum(file.read_bytes().count(b"\n") for file in folder.glob(f"runs/*/stages/*_{stage}/metrics.jsonl")) < 9:
         assert process.poll() is None, (folder / "output.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    how(process)
-    return process.wait(timeout=120), (folder / "output.txt").read_text()
-
-
-def kill_one_rank(process: subprocess.Popen[str]) -> None:
-    """What an out-of-memory killer does to rank 1."""
-    for child in children(process.pid):
-        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if b"RANK=1" in environ:
-            os.kill(child, signal.SIGKILL)
-            return
-    raise AssertionError("no rank 1 found")
-
-
-def children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from children(int(child))
+    os.kill(rank(process, number), sign)
+    began = time.monotonic()
+    code = process.wait(timeout=120)
+    return code, (folder / "output.txt").read_text(), time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, str]:
     """A run whose second process died in the rewarded stage: its folder, seconds until the end, what was printed."""
     folder = tmp_path_factory.mktemp("cut")
-    began = [0.0]
-
-    def kill(process: subprocess.Popen[str]) -> None:
-        kill_one_rank(process)
-        began[0] = time.monotonic()
-
-    code, printed = stop_in("sums", folder, kill)
+    code, printed, seconds = stop_in("sums", folder, 1, signal.SIGKILL)  # what an out-of-memory killer does
     assert code != 0
-    return folder, time.monotonic() - began[0], printed
+    return folder, seconds, printed
 
 
 def test_a_dead_rank_ends_the_other_in_words(cut: tuple[Path, float, str]) -> None:
@@ -177,13 +131,7 @@ def test_the_same_command_goes_on_to_the_same_matrix(cut: tuple[Path, float, str
 
 
 def test_sigterm_writes_a_checkpoint_on_all_ranks(together: Path, tmp_path: Path) -> None:
-    def ask(process: subprocess.Popen[str]) -> None:
-        for child in children(process.pid):
-            if b"RANK=0" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-                os.kill(child, signal.SIGTERM)
-                return
-
-    _, printed = stop_in("reverse", tmp_path / "s", ask)
+    _, printed, _ = stop_in("reverse", tmp_path / "s", 0, signal.SIGTERM)
     assert "with a checkpoint written" in printed
     (checkpoint,) = (tmp_path / "s").glob("runs/*/stages/01_reverse/checkpoints/checkpoint-*[!6]/SEAL.json")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(checkpoint.read_text()).keys()
@@ -209,7 +157,7 @@ def test_accelerate_launch_gives_the_matrix_of_one_process(alone: Path, tmp_path
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_deepspeed_gives_the_matrix_of_one_process(alone: Path, tmp_path: Path, root: Path, zero: str) -> None:
     """The first time DeepSpeed builds its collective, a minute or two; then it lies in ~/.cache/torch_extensions."""
-    require("deepspeed", shutil.which("g++") is not None and shutil.which("ninja") is not None, "no g++ or ninja")
+    require_deepspeed()
     config = root / "launch" / "deepspeed" / f"{zero}.json"
     arguments = ["run", str(STREAM), HALF, f"stages.reverse.training.deepspeed={config}"]
     code, printed = finished(TORCHRUN, arguments, tmp_path / zero, DS_ACCELERATOR="cpu")

@@ -5,39 +5,25 @@ In rft stages completions are scripted, for two ranks sample others than one doe
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.contract.lab import Lab, distance, scripted
-from tests.distributed.stages import STAGES
-from tests.plugins import require
+from tests.distributed.launcher import two_ranks
+from tests.distributed.worker import STAGES
 
 pytestmark = [pytest.mark.contract, pytest.mark.distributed]
 
 
 @pytest.fixture(scope="module")
-def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two ranks have left the weights of every stage."""
-    require("two_ranks", dist.is_available() and dist.is_gloo_available(), "torch was built without gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*command, "-m", "tests.distributed.worker", str(folder)],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    code, printed = two_ranks("worker", folder=folder, timeout=400)
+    assert code == 0, printed[-4000:]
     return folder
 
 

@@ -8,32 +8,46 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from cpt.processes import start
+from tests.contract.cases import CASES
 from tests.contract.lab import Lab, scripted
-from tests.distributed.stages import STAGES
+
+# name -> (methods as in YAML, kind, with LoRA)
+STAGES: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
+    "plain": ([], "sft", False),
+    "plain_rft": ([], "rft", False),
+}
+for _name, _case in CASES.items():
+    STAGES[f"{_name}_sft"] = ([_case.settings], "sft", False)
+    STAGES[f"{_name}_pretrain"] = ([_case.settings], "pretrain", False)
+    STAGES[f"{_name}_rft"] = ([_case.settings], "rft", False)
+    STAGES[f"{_name}_lora"] = ([_case.settings], "sft", True)
+    for _i, _also in enumerate(_case.also):
+        STAGES[f"{_name}_also_{_i}"] = ([_also], "sft", False)
+STAGES["all_together"] = ([case.settings for case in CASES.values()], "sft", False)
 
 
 def main(folder: Path) -> None:
     """Train every stage on as many ranks as there are, twice the accumulation of rows per rank."""
-    import torch.distributed as dist
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
     from tests.models import llama
 
+    processes = start(2)
     tokenizer = AutoTokenizer.from_pretrained("cpt/assets/tiny_world")
     lab = Lab(folder, tokenizer, partial(llama, tokenizer))
     for name, (methods, kind, lora) in STAGES.items():
         with scripted():
             outcome = lab.stage(methods, kind=kind, lora=lora, world=2, per_device_train_batch_size=2, save_steps=100)
-        if dist.get_rank() == 0:
+        if processes.is_main:
             save_file({k: v.contiguous() for k, v in outcome.after.items()}, folder / f"{name}.safetensors")
             keep = ("processes", "distributed_type", "methods")
             (folder / f"{name}.json").write_text(json.dumps({key: outcome.facts[key] for key in keep}))
-    dist.barrier()
-    dist.destroy_process_group()
-    # A gloo thread that is still alive when the interpreter goes aborts about one run in ten, after success.
-    os._exit(0)
+    processes.end()
+    os._exit(0)  # a gloo thread that is still alive when the interpreter goes aborts about one run in ten
 
 
 if __name__ == "__main__":

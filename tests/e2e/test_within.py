@@ -19,7 +19,7 @@ from cpt.stability_gap import read_curve
 from cpt.within import subset
 from eval_harness.loading import load
 from eval_harness.measure import measure
-from tests.distributed.test_streams import TORCHRUN, finished
+from tests.distributed.launcher import TORCHRUN, finished
 from tests.e2e import sabotage
 from tests.e2e.processes import cpt
 

@@ -8,7 +8,6 @@ quarters of an hour of one core. Interrupted, the same command goes on.
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import statistics
 from collections import Counter
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 
 from cpt import Run, Stream
 from cpt.data.sources import load
+from cpt.report import summary
 from cpt.resources import bundled
 from cpt.run_dir import libraries
-from tests.evidence.tables import half_width, replace_table, spread
+from tests.evidence.tables import half_width, line, publish, rule, spread
 
-OUT = Path(__file__).parents[2] / "docs" / "evidence"
 TINY: dict[str, Any] = {  # what a model of a quarter of a million parameters needs otherwise than the recipe
     "learning_rate": 1.0e-3,
     "warmup_steps": 20,
@@ -74,7 +73,7 @@ def _type(method: str | dict[str, Any]) -> str:
 
 def figures(run: Run) -> list[dict[str, dict[str, float]]]:
     """Row by row of the run's matrix, the base first: set -> measure -> value."""
-    rows = json.loads((run.path / "matrix.json").read_text(encoding="utf-8"))["rows"]
+    rows = summary.read(run.path)["rows"]
     return [{name: _figures(by) for name, by in row["scores"].items()} for row in rows]
 
 
@@ -141,13 +140,13 @@ def table(results: Results, most: dict[str, float]) -> list[str]:
     """Markdown: the end of every stream, what each stage taught and what became of it, and who learned at all."""
     tasks = results.tasks
     head = ["", *tasks, "mean accuracy", "mean answer loss", f"{GENERAL}, bits per byte"]
-    lines = [_line(*head), _rule(head)]
+    lines = [line(*head), rule(len(head))]
     shares = [f"{share:.1f}" for share in (*most.values(), statistics.mean(most.values()))]
-    lines.append(_line("majority class", *shares, "", ""))
+    lines.append(line("majority class", *shares, "", ""))
     text = np.mean([results.text(f"specialist {task}") for task in tasks], axis=0)
-    lines.append(_line("base", *_scores(results, "naive", 0), spread(results.text("naive", 0), 2)))
-    lines.append(_line("specialists, one a task", *_scores(results, "specialist", -1), spread(text, 2)))
-    lines += [_line(name, *_scores(results, name, -1), spread(results.text(name), 2)) for name in ("joint", *VARIANTS)]
+    lines.append(line("base", *_scores(results, "naive", 0), spread(results.text("naive", 0), 2)))
+    lines.append(line("specialists, one a task", *_scores(results, "specialist", -1), spread(text, 2)))
+    lines += [line(name, *_scores(results, name, -1), spread(results.text(name), 2)) for name in ("joint", *VARIANTS)]
     for title, measure, digits in (("accuracy", ACCURACY, 1), ("answer loss", LOSS, 2)):
         lines += ["", *_history(results, title, measure, digits)]
     return [*lines, "", *_verdicts(results, most)]
@@ -161,33 +160,25 @@ def _scores(results: Results, name: str, row: int) -> list[str]:
 def _history(results: Results, title: str, measure: str, digits: int) -> list[str]:
     """Right after a task was learned and at the end, and what that is on average over all tasks but the last."""
     head = [title, *(f"{task}, learned → end" for task in results.tasks), "forgotten"]
-    lines = [_line(*head), _rule(head)]
+    lines = [line(*head), rule(len(head))]
     for name in VARIANTS:
         learned, end = results.learned(name, measure), results.each(name, -1, measure)
         lost = (learned - end)[:-1].mean(axis=0) * (1 if measure == ACCURACY else -1)
         pairs = [f"{spread(a, digits)} → {spread(b, digits)}" for a, b in zip(learned, end, strict=True)]
-        lines.append(_line(name, *pairs, spread(lost, digits)))
+        lines.append(line(name, *pairs, spread(lost, digits)))
     return lines
 
 
 def _verdicts(results: Results, most: dict[str, float]) -> list[str]:
     """Whether each specialist beats the majority class by the margin, and whether its interval lies above the class."""
     head = ["learnability", "majority class", "specialist", f"above by {MARGIN} points", "interval above"]
-    lines = [_line(*head), _rule(head)]
+    lines = [line(*head), rule(len(head))]
     for task, values in zip(results.tasks, results.each("specialist", -1, ACCURACY), strict=True):
         above = values.mean() - most[task]
         certain = len(values) > 1 and above > half_width(values)
         words = ["yes" if found else "no" for found in (above >= MARGIN, certain)]
-        lines.append(_line(task, f"{most[task]:.1f}", spread(values), *words))
+        lines.append(line(task, f"{most[task]:.1f}", spread(values), *words))
     return lines
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _rule(head: list[str]) -> str:
-    return "|" + "---|" * len(head)
 
 
 def settings(raw: dict[str, Any], model: Path, seeds: int) -> dict[str, Any]:
@@ -218,10 +209,7 @@ def main() -> None:
     runs = collect(jobs, arguments.workers, raw["stages"][0]["name"])
     most = majority(raw)
     kept = {"settings": settings(raw, arguments.model, arguments.seeds), "majority": most, "runs": runs}
-    (OUT / "classic_stream.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    lines = table(Results(runs, list(most)), most)
-    replace_table(OUT / "classic_stream.md", lines)
-    print("\n".join(lines))
+    publish("classic_stream", kept, table(Results(runs, list(most)), most))
 
 
 def collect(jobs: list[tuple[str, int, dict[str, Any]]], workers: int, first: str) -> dict[str, list[dict[str, Any]]]:

@@ -5,20 +5,17 @@
 About five minutes on one core for three seeds. Interrupted, the same command goes on.
 """
 
-import argparse
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cpt import Run, Stream, run
+from cpt import Run, Stream
+from cpt.report import summary
 from cpt.run_dir import libraries
 from cpt.trainers.session import read_metrics
-from tests.evidence.tables import spread
+from tests.evidence.tables import exact_match, line, over_seeds, publish, rule, spread
 
-OUT = Path(__file__).parents[2] / "docs" / "evidence"
 REPLAY = {"type": "replay", "ratio": 0.25, "general": {"task": "tiny_world/general"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "reward alone": {},
@@ -28,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA r 8": {"adapter": "new", "training": {"learning_rate": 3e-3}},
     "hft": {"methods": [{"type": "hft", "embeddings": "frozen"}]},
 }
+SHOWN = ("before", "after", "first quarter", "last quarter", "known_sums after")
 SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-4,
     "per_device_train_batch_size": 64,
@@ -70,13 +68,9 @@ def streams(seed: int, runs: Path) -> dict[str, Stream]:
 
 def figures(done: Run) -> dict[str, float]:
     """Shares in per cent before and after the stage, the mean reward of its first and last quarter, its seconds."""
-    rows = json.loads((done.path / "matrix.json").read_text(encoding="utf-8"))["rows"]
-
-    def score(stage: int, name: str) -> float:
-        return 100 * rows[stage]["scores"][name]["exact_match"]["value"]
-
+    score = partial(exact_match, summary.read(done.path))
     folder = done.find("sums")
-    rewards = [line["reward"] for line in read_metrics(folder.path / "metrics.jsonl") if "reward" in line]
+    rewards = [step["reward"] for step in read_metrics(folder.path / "metrics.jsonl") if "reward" in step]
     quarter = len(rewards) // 4
     found = {"before": score(0, "sums"), "after": score(1, "sums")}
     found |= {f"{name} after": score(1, name) for name in ("known_sums", "facts", "copy", "sort")}
@@ -88,37 +82,22 @@ def figures(done: Run) -> dict[str, float]:
 def table(data: dict[str, list[dict[str, float]]]) -> list[str]:
     """Markdown: one line a variant, means and intervals over seeds."""
     lines = ["| | asked sums before | after | rise | reward, first quarter | last quarter | known sums | general |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines.append(rule(8))
     for name, seeds in data.items():
         general = [statistics.mean(seed[f"{key} after"] for key in ("facts", "copy", "sort")) for seed in seeds]
-        cells = [spread([seed[key] for seed in seeds]) for key in ("before", "after")]
-        cells.append(spread([seed["after"] - seed["before"] for seed in seeds]))
-        cells += [
-            spread([seed[key] for seed in seeds]) for key in ("first quarter", "last quarter", "known_sums after")
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {spread(general)} |")
+        rise = [seed["after"] - seed["before"] for seed in seeds]
+        before, after, *others = ([seed[key] for seed in seeds] for key in SHOWN)
+        lines.append(line(name, *map(spread, (before, after, rise, *others, general))))
     return lines
 
 
 def main() -> None:
-    """Run what is not finished, then write the table and its data."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the tiny model's matrices are too small to share
-    data: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for seed in range(arguments.seeds):
-        for name, stream in streams(seed, arguments.runs).items():
-            print(f"seed {seed}: {name}", flush=True)
-            data[name].append(figures(run(stream, say=lambda line: None)))
+    """Run what is not finished, then write the page and its data."""
+    seeds, data = over_seeds(__doc__, streams, figures)
+    about = {"seeds": seeds, "settings": SETTINGS, "variants": VARIANTS, "libraries": libraries()}
     lines = table(data)
-    OUT.mkdir(parents=True, exist_ok=True)
-    about = {"seeds": arguments.seeds, "settings": SETTINGS, "variants": VARIANTS, "libraries": libraries()}
-    text = json.dumps(about | {"figures": data}, indent=1) + "\n"
-    (OUT / "rewarded.json").write_text(text, encoding="utf-8")
-    (OUT / "rewarded.md").write_text(PAGE.format(seeds=arguments.seeds, table="\n".join(lines)), encoding="utf-8")
-    print("\n".join(lines))
+    page = PAGE.format(seeds=seeds, table="\n".join(lines))
+    publish("rewarded", about | {"figures": data}, lines, page)
 
 
 PAGE = """# What a reward teaches: sums that the tiny base gets wrong

@@ -32,26 +32,18 @@ from cpt.models import (
     starts_as_parent,
 )
 from cpt.run_dir import Run
-from eval_harness import quantization
 from eval_harness.loading import load_model
+from tests.models import logits
 
 ROWS = [{"prompt": "a", "completion": "b"}]
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
 bits_needed = pytest.mark.usefixtures("bitsandbytes")
 
 
 @pytest.fixture
-def bitsandbytes(require: Callable[[str, bool, str], None]) -> None:
-    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")
-
-
-@pytest.fixture
-def base(tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+def base(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> Path:
     """A plain checkpoint; its layers are wide enough (64) for every kernel of bitsandbytes."""
-    folder = tmp_path / "base"
-    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(tmp_path / "base", **WIDE)
 
 
 @pytest.fixture
@@ -103,11 +95,6 @@ def move(model: Any, seed: int) -> None:
                 noise = torch.randn(parameter.shape, generator=generator) * 0.05
                 # Of a magnitude (DoRA), what is there stays: zero would be no direction.
                 parameter.copy_(noise if "lora_A" in name or "lora_B" in name else parameter + noise)
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(IDS, use_cache=False).logits
 
 
 def learns(model: Any) -> set[str]:
@@ -394,15 +381,8 @@ def test_a_model_is_its_parent_without_its_adapter(
 # ---- what must not be trained on ------------------------------------------------------------------------
 
 
-def other_base(base: Path, tiny_llama: Callable[..., Any], to: Path, **config: Any) -> Path:
-    tiny_llama(seed=1, **({"hidden_size": 64, "intermediate_size": 128} | config)).save_pretrained(to)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base / name, to / name)
-    return to
-
-
 def test_an_adapter_of_another_base_is_refused(
-    train: Callable[..., Any], base: Path, tiny_llama: Callable[..., Any], tmp_path: Path
+    train: Callable[..., Any], base: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, trained = train(1, "a", "new")
     elsewhere = tmp_path / "elsewhere"
@@ -410,7 +390,7 @@ def test_an_adapter_of_another_base_is_refused(
     same = ModelSpec(path=str(elsewhere), adapter=str(folder))  # the same weights under another path
     check_adapter(same, Adapter(mode="continue"))
     assert torch.equal(logits(open_model(None, same)), trained)
-    other = other_base(base, tiny_llama, tmp_path / "other")
+    other = tiny_checkpoint(tmp_path / "other", seed=1, **WIDE)
     with pytest.raises(ConfigError, match=r"model.adapter = .*sha256 differs for model.safetensors"):
         check_adapter(ModelSpec(path=str(other), adapter=str(folder)), Adapter(mode="continue"))
 
@@ -465,10 +445,10 @@ def test_a_stream_starts_from_an_adapter_made_elsewhere(base: Path, tmp_path: Pa
 
 
 def test_an_adapter_whose_tensors_do_not_fit_the_base_is_refused_by_name(
-    base: Path, tiny_llama: Callable[..., Any], tmp_path: Path
+    base: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    narrow = other_base(base, tiny_llama, tmp_path / "narrow", intermediate_size=96)
-    shallow = other_base(base, tiny_llama, tmp_path / "shallow", num_hidden_layers=1)
+    narrow = tiny_checkpoint(tmp_path / "narrow", seed=1, hidden_size=64, intermediate_size=96)
+    shallow = tiny_checkpoint(tmp_path / "shallow", seed=1, num_hidden_layers=1, **WIDE)
     theirs = foreign(base, tmp_path / "theirs", target_modules=["up_proj"])
     for folder, says in (
         (narrow, r"layers.0.mlp.up_proj.lora_B.weight is \[128, 8\] and must be \[96, 8\]"),
@@ -508,9 +488,9 @@ def test_a_lora_that_the_model_cannot_take_is_refused_on_its_skeleton(
 
 
 def test_an_embedding_tied_to_the_head_takes_no_lora(
-    base: Path, tiny_llama: Callable[..., Any], tmp_path: Path
+    base: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    tied = other_base(base, tiny_llama, tmp_path / "tied", tie_word_embeddings=True)
+    tied = tiny_checkpoint(tmp_path / "tied", seed=1, tie_word_embeddings=True, **WIDE)
     lora = Adapter(mode="new", lora={"target_modules": ["embed_tokens", "q_proj"]})
     check_adapter(ModelSpec(path=str(base)), lora)
     with pytest.raises(ConfigError, match="ties to its head"):
@@ -523,7 +503,8 @@ def test_an_embedding_tied_to_the_head_takes_no_lora(
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     model.train()
     model.zero_grad()
-    model(input_ids=IDS, labels=IDS).loss.backward()
+    ids = torch.arange(5, 13)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -11,26 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from eval_harness import quantization
 from eval_harness.__main__ import main
 from eval_harness.lineage import Lineage, Part, weights_hashes
 from eval_harness.loading import LoadError, load, load_lineage, load_model, made_of
+from tests.models import logits
 
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 bits_needed = pytest.mark.usefixtures("bitsandbytes")
 
 
 @pytest.fixture
-def bitsandbytes(require: Callable[[str, bool, str], None]) -> None:
-    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")
-
-
-@pytest.fixture
-def base(tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> Path:
-    folder = tmp_path / "base"
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+def base(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> Path:
+    return tiny_checkpoint(tmp_path / "base")
 
 
 @pytest.fixture
@@ -66,11 +57,6 @@ def stage(base: Path, adapter: Path, tiny_tokenizer: Any, tmp_path: Path) -> Pat
     (folder / "lineage.json").write_text(json.dumps(made.to_json()))
     tiny_tokenizer.save_pretrained(folder)
     return folder
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(IDS, use_cache=False).logits
 
 
 def edit(file: Path, **changes: Any) -> None:

@@ -264,4 +264,3 @@ def test_prepared_sets_measure_what_measure_does(model, make_model, tokenizer, w
     assert prepared.tokens > 24 * 4
     with pytest.raises(MeasureError, match="written: answers that must be written"):
         Prepared(tokenizer, [EvalSet("written", word_rows, ("exact_match",), exact_match="generate")])
-
