@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpt.errors import ConfigError, CptError, TrainingError
+from cpt.terminal import speaking
 
 if TYPE_CHECKING:
     from cpt.config import Stream
@@ -96,7 +97,8 @@ def evaluate(
 
     found = Run.open(run_dir)
     plan = Stream.from_yaml(stream) if stream else Stream.stored(found.path / "stream.yaml")
-    measure_again(found, plan)
+    with speaking() as say:
+        measure_again(found, plan, say)
     _show(found.path)
 
 
@@ -177,16 +179,13 @@ def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:
     from cpt.stream import run as run_stream
 
     try:
-        done = run_stream(stream, new=new, run_dir=run_dir, say=_say)
+        with speaking() as say:
+            done = run_stream(stream, new=new, run_dir=run_dir, say=say)
     except SystemExit as end:  # typer would take it for an orderly end
         raise TrainingError(
             f"something in the run called sys.exit({end.code!r}); nothing of its stage is kept"
         ) from end
     _show(done.path)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _show(path: Path) -> None:

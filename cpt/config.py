@@ -239,7 +239,7 @@ class DriftSource(Source):
 class Within(Strict):
     """What is scored while a stage trains: a few fixed rows of each set, every few optimizer steps."""
 
-    every: int | Literal["auto", "off"] = Field("auto", description="optimizer steps; auto: for about 3 % of the stage")
+    every: int | Literal["auto", "off"] = Field("auto", description="optimizer steps; auto: for about 2 % of the stage")
     rows: int = Field(32, gt=0, description="of each set, the same all through; auto may take fewer")
     sets: list[Name] | None = Field(
         None, min_length=1, description="default: earlier stages' tests, the stage's own, the general sets"

@@ -13,6 +13,7 @@ from cpt.drift import DriftPlan
 from cpt.errors import DataError, RunDirError
 from cpt.models import open_model
 from cpt.processes import Processes
+from cpt.progress import counting, still
 from cpt.run_dir import StageDir, digest
 from cpt.signals import StopRequest
 from eval_harness.cache import Cache, CacheError
@@ -128,7 +129,7 @@ def evaluate(
     # Two trainings of one identity may differ by bits on another machine: scores belong to weights.
     trained = processes.on_main(folder.done)
     weights = _model_identity(trained["model"] if trained else identity, stream)
-    asked = _Asked(plan, opening, weights, tokenizer, opened.update)
+    asked = _Asked(plan, opening, weights, tokenizer, opened.update, counting(f"measuring {folder.path.name}", say))
     try:
         found = asked.results(list(plan.sets), folder, stop, processes)
     except _NotKept:  # then set by set: some may be known
@@ -144,6 +145,7 @@ def evaluate(
             found[DRIFT] = asked.drift(plan.drift, model, opening, stream, folder, stop, processes)
         except _NotKept:
             say(f"  the weights of {folder.path.name} were not kept (retention.models: last): {DRIFT} left out")
+    still(say)
     measured = [name for name in found if name in opened]
     facts = {"seconds": round(time.perf_counter() - began, 3), "measured": measured}
     processes.on_main(lambda: folder.commit_eval(plan.id, found, facts))
@@ -168,6 +170,7 @@ class _Asked:
     identity: str
     tokenizer: Any
     scoring: Callable[[set[str]], None]
+    progress: Callable[[int, int], None] | None
 
     def results(
         self, names: list[str], folder: StageDir, stop: StopRequest, processes: Processes
@@ -183,6 +186,7 @@ class _Asked:
                 cache=Cache(folder.path.parents[2] / CACHE),  # beside the runs that share it
                 identity=self.identity,
                 asking=self.scoring,
+                progress=self.progress,
             )
         except Interrupted as error:
             raise stop.error(f"while measuring {folder.path.name}") from error

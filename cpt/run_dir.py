@@ -75,6 +75,8 @@ class StageDir:
         save_model(aside)
         sync_tree(aside)
         aside.rename(self.model)
+        size = sum(file.stat().st_size for file in self.model.rglob("*") if file.is_file())
+        facts = facts | {"bytes_written": facts.get("bytes_written", 0) + size}
         done = {"identity": identity, "finished": _now(), "libraries": libraries(), "facts": facts}
         done["model"] = folder_hashes(self.model)
         write_json(self.path / "DONE", done)

@@ -45,6 +45,8 @@ def stop_requests(agree: Callable[[bool], bool] = bool) -> Iterator[StopRequest]
         if number == signal.SIGINT and request.here():
             raise KeyboardInterrupt
         request.signal = number
+        if number == signal.SIGINT and int(os.environ.get("RANK") or 0) == 0:
+            os.write(2, b"\nstopping at the next safe point; Ctrl-C again stops at once\n")  # print may not re-enter
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -25,6 +25,7 @@ from cpt.matrix import matrix
 from cpt.models import adapter_note, base_folder, lineage, needs_weights_of, save_model
 from cpt.processes import Processes, readable_rank_errors, start
 from cpt.quiet import quiet
+from cpt.report.changes import changes
 from cpt.run_dir import Run, StageDir, digest
 from cpt.signals import StopRequest, stop_requests
 from cpt.stability_gap import FILE as CURVE
@@ -142,13 +143,16 @@ def _go(
             raise stop.error(f"after stage {here.name!r} was finished")
         model = here.model(stream)
         evaluate(inputs.evaluation, here.folder, model, here.identity, stream, inputs.tokenizer, say, stop, processes)
-        processes.on_main(partial(_after, stream, run, planned, here, parent))
+        processes.on_main(partial(_after, stream, run, planned, here, parent, say))
 
 
-def _after(stream: Stream, run: Run, planned: list[Planned], here: Planned, parent: Planned | None) -> None:
-    """Write the matrix as far as it is known, and let go of weights that nothing needs any more."""
+def _after(stream: Stream, run: Run, planned: list[Planned], here: Planned, parent: Planned | None, say: Say) -> None:
+    """Write the matrix as far as it is known, show what changed, let go of weights that nothing needs any more."""
     measured = [p.folder for p in planned if p.finished and p.folder.eval_done()]
-    write_json(run.path / "matrix.json", matrix(stream, run, measured))
+    scores = matrix(stream, run, measured)
+    write_json(run.path / "matrix.json", scores)
+    for line in changes(scores, here.index):
+        say(line)
     if stream.retention.models == "all" or parent is None:
         return
     # The parent is trained from and measured: its weights may go, unless kept adapters stand on them.

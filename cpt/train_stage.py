@@ -13,6 +13,7 @@ from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
 from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base, starts_as_parent
 from cpt.processes import Processes
+from cpt.progress import StageProgress
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
@@ -159,16 +160,20 @@ def train_stage(
     _say_counts(counts, say)
     _reset_peak()
     watch = _watch(stream, inputs, number, data, folder, say, processes)
-    session = Session(folder, stop, _progress(say), processes, watch)
+    progress = StageProgress(here.stage.name, {method.type for method in methods}, say)
+    session = Session(folder, stop, progress.log, processes, watch, progress.at)
     about = (opened, inputs.tokenizer, data, info, methods, training, session)
-    if here.stage.kind == "rft":
-        from cpt.trainers import rft
+    try:
+        if here.stage.kind == "rft":
+            from cpt.trainers import rft
 
-        trained = rft.train(*about, _rewarding(stream, here, parent))
-    else:
-        from cpt.trainers import sft
+            trained = rft.train(*about, _rewarding(stream, here, parent))
+        else:
+            from cpt.trainers import sft
 
-        trained = sft.train(*about)
+            trained = sft.train(*about)
+    finally:
+        progress.end()
     made = getattr(trained.model, "lineage", None)
     trained.facts |= {"rows": counts, "peak_gib": _peak_gib(), "lineage": made.describe() if made else folder.name}
     if not trained.stopped:
@@ -330,20 +335,6 @@ def _say_counts(counts: dict[str, dict[str, int]], say: Say) -> None:
         ):
             if found.get(kind):
                 say(f"  warning: {name}: {found[kind]} {text} ({found['rows']} rows)")
-
-
-def _progress(say: Say) -> Callable[[dict[str, Any]], None]:
-    """About five lines a stage: how far, step, loss."""
-    seen = {"next": 0.0}
-
-    def show(line: dict[str, Any]) -> None:
-        if "loss" not in line or line["epoch"] < seen["next"]:
-            return
-        seen["next"] = line["epoch"] + 0.2
-        reward = f"  reward {line['reward']:.3f}" if line.get("reward") is not None else ""
-        say(f"  {line['epoch']:4.0%}  step {line['step']}  loss {line['loss']:.4f}{reward}")
-
-    return show
 
 
 def _reset_peak() -> None:

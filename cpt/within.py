@@ -28,7 +28,7 @@ from eval_harness.measure import MEASURES, Prepared, default_measures, set_defin
 from eval_harness.prompts import Encoded, PromptError
 from eval_harness.results import Result
 
-SHARE = 0.03  # of a stage's work, where `every` is auto
+SHARE = 0.02  # of a stage's work, where `every` is auto
 MOST, ENOUGH, ENDS = 200, 21, 2  # evaluations: at most; for fewer than enough, auto takes fewer rows; the least
 FEWEST_ROWS = 8
 
@@ -76,7 +76,7 @@ def schedule(
             defined, so auto keeps them.
 
     Costs are counted in tokens, so a stream gets the same schedule on any machine. Auto halves the rows, down to 8,
-    for a curve of 21 points, and takes the shortest distance at which the whole costs at most 3 %.
+    for a curve of 21 points, and takes the shortest distance at which the whole costs at most 2 %.
     """
 
     def cost(rows: int) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 from cpt.errors import RunDirError
 
+WIDTH = 80  # columns of a terminal
+
 
 def read(run: Path) -> dict[str, Any]:
     """matrix.json of a run directory. Raises RunDirError when nothing was measured yet, or it is damaged."""
@@ -49,7 +51,7 @@ def table(matrix: dict[str, Any]) -> list[list[str]]:
         header.append("(general)")
     lines = [header]
     for row in matrix["rows"]:
-        cells = [_cell(row["scores"].get(name, {}).get(primary(matrix, name))) for name in names]
+        cells = [cell(row["scores"].get(name, {}).get(primary(matrix, name))) for name in names]
         if general:
             value = matrix["summary"][general]["general_average"][row["index"]]
             cells.append("-" if value is None else f"{100 * value:.1f}")
@@ -63,23 +65,42 @@ def _general_measure(matrix: dict[str, Any]) -> str | None:
     return max(set(measures), key=measures.count) if measures else None
 
 
-def _cell(result: dict[str, Any] | None) -> str:
+def cell(result: dict[str, Any] | None) -> str:
+    """A result as the tables show it; `-` where there is no value."""
     if result is None or result["value"] is None:
         return "-"
-    if result["definition"].startswith(("exact_match", "acc")):
-        return f"{100 * result['value']:.1f}"
-    return f"{result['value']:.3f}"
+    return f"{100 * result['value']:.1f}" if is_percent(result) else f"{result['value']:.3f}"
+
+
+def is_percent(result: dict[str, Any]) -> bool:
+    """Whether tables show the result in percent."""
+    return result["definition"].startswith(("exact_match", "acc"))
 
 
 def aligned(lines: list[list[str]], left: bool = False) -> str:
-    """Columns as wide as their widest cell; the first to the left, the others to the right unless `left`."""
+    """Columns as wide as their widest cell; the first to the left, the others to the right unless `left`.
+
+    Columns beyond 80 characters go on below, each block with the first column; `left` columns are never broken off.
+    """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    out = []
-    for line in lines:
-        first, *rest = line
-        cells = [cell.ljust(width) if left else cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        out.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(out)
+    blocks = [range(1, len(widths))] if left else _blocks(widths)
+    return "\n\n".join("\n".join(_row(line, widths, block, left) for line in lines) for block in blocks)
+
+
+def _blocks(widths: Sequence[int]) -> list[range]:
+    """Which columns after the first stand side by side."""
+    begin, used, blocks = 1, widths[0], list[range]()
+    for column, width in enumerate(widths[1:], start=1):
+        if used + 2 + width > WIDTH and column > begin:
+            blocks.append(range(begin, column))
+            begin, used = column, widths[0]
+        used += 2 + width
+    return [*blocks, range(begin, len(widths))]
+
+
+def _row(line: Sequence[str], widths: Sequence[int], columns: range, left: bool) -> str:
+    cells = [line[i].ljust(widths[i]) if left else line[i].rjust(widths[i]) for i in columns]
+    return "  ".join([line[0].ljust(widths[0]), *cells]).rstrip()
 
 
 def summary_lines(matrix: dict[str, Any]) -> list[str]:

@@ -68,6 +68,7 @@ class Seam:
         self._captured: Any = None
         self._window: dict[str, float] = {}
         self._parts: dict[str, Any] = {}
+        self.bytes_written = 0  # to checkpoints, by this launch
         super().__init__(*args, **kwargs)
         # The trainer would drop the older checkpoint before the newer one is vouched for: we do it after.
         self._keep_checkpoints = self.args.save_total_limit or 2
@@ -233,6 +234,7 @@ class Seam:
             self._save_own(folder)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             seal(folder)
+            self.bytes_written += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             rotate(folder.parent, keep=self._keep_checkpoints)
         self.accelerator.wait_for_everyone()
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from cpt.checkpoints import newest
 from cpt.errors import ConfigError, RunDirError
@@ -52,13 +52,17 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """Where a stage is trained and who is told: its folder, when to stop, who hears of log lines, who scores."""
+    """Where a stage is trained and who is told: its folder, when to stop, who hears of log lines, who scores.
+
+    on_step: hears of each optimizer step on the first process, as (taken so far, in all), once before the first.
+    """
 
     folder: Path
     should_stop: Callable[[], bool]
     on_log: Callable[[dict[str, Any]], None]
     processes: Processes = field(default_factory=Processes)
     watch: Watch | None = None
+    on_step: Callable[[int, int], None] = lambda step, steps: None
 
     @property
     def checkpoints(self) -> Path:
@@ -73,6 +77,7 @@ def arguments(config: type, training: dict[str, Any], folder: Path, seed: int, d
     """
     cuda = torch.cuda.is_available() and not training.get("use_cpu")
     defaults: dict[str, Any] = {"logging_steps": 10, "disable_tqdm": True, "report_to": "none"}
+    defaults["run_name"] = "/".join([*folder.parts[-4:-3], *folder.parts[-2:-1]])  # RUN/NN_NAME, to trackers
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # what is not trained has no gradient to wait for
         defaults["ddp_find_unused_parameters"] = False
     if not cuda:  # TRL's defaults (bf16, checkpointing) are a GPU's and raise here
@@ -126,11 +131,13 @@ def train_to_end(trainer: Any, methods: Sequence[Method], session: Session) -> T
     log = MetricsLog(session.folder / "metrics.jsonl", checkpoint, session.on_log) if main else None
     for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in CALLBACKS]:
         trainer.remove_callback(callback)
-    trainer.add_callback(_StageCallback(trainer, session.should_stop, log, session.watch))
+    _keep_tracked(trainer, session.folder)
+    trainer.add_callback(_StageCallback(trainer, session, log))
     started = time.perf_counter()
     if session.watch is not None:
         session.watch.begin(trainer.args.max_steps, _step_of(checkpoint), spreads_weights(trainer.args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _end_tracking(trainer.args.report_to)
     trainer.refuse_nan(weights=True)
     facts = _facts(trainer, methods, time.perf_counter() - started, checkpoint)
     facts["within"] = session.watch.facts() if session.watch else {"left_out": "evaluation.within is off"}
@@ -176,6 +183,7 @@ def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: 
         "tokens": trainer.tokens_seen(),
         "parameters": sum(sizes.values()),
         "trained_parameters": trained,
+        "bytes_written": trainer.bytes_written,
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "arguments": _plain(trainer.args.to_dict()),
@@ -187,6 +195,21 @@ def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: 
             t.numel() for entry in state.values() for t in entry.values() if torch.is_tensor(t) and t.numel() > 1
         )
     return facts
+
+
+def _keep_tracked(trainer: Any, folder: Path) -> None:
+    """TensorBoard's files lie in the stage's folder: its default is a folder that goes with the checkpoints."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder / "tensorboard")
+
+
+def _end_tracking(report_to: Sequence[str]) -> None:
+    """Close W&B's run: left open, the next stage would go on in it, with steps that W&B drops as past."""
+    if "wandb" in report_to:
+        import wandb
+
+        wandb.finish()
 
 
 def _elements(parameter: Any) -> int:
@@ -206,19 +229,20 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 class _StageCallback(TrainerCallback):
     """Weight edits after each step; scores within the stage; checkpoints and stops at boundaries; lines for the log."""
 
-    def __init__(
-        self, trainer: Any, should_stop: Callable[[], bool], log: "MetricsLog | None", watch: Watch | None
-    ) -> None:
-        self.trainer, self.should_stop, self.record, self.watch = trainer, should_stop, log, watch
+    def __init__(self, trainer: Any, session: Session, log: "MetricsLog | None") -> None:
+        self.trainer, self.record, self.watch = trainer, log, session.watch
+        self.should_stop, self.on_step = session.should_stop, session.on_step
         self.save_due = self.stop_due = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell(state)
         self._score(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.edit_weights()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell(state)
         self._score(state.global_step)  # its line is on the disk before a checkpoint of the step is
         if state.global_step >= state.max_steps:
             control.should_save = False  # the finished model is committed next
@@ -229,6 +253,10 @@ class _StageCallback(TrainerCallback):
         if self.save_due and self.trainer.boundary(state.global_step):
             control.should_save, self.save_due = True, False
             control.should_training_stop = self.stop_due
+
+    def _tell(self, state: Any) -> None:
+        if self.record is not None:
+            self.on_step(state.global_step, state.max_steps)
 
     def _score(self, step: int) -> None:
         if self.watch is None:

@@ -30,7 +30,7 @@ from tests.bench.commands import ROOT
 from tests.bench.figures import Figure, median_of, ratio_of
 
 MOST_PAIRS = 2  # of quickstarts; each has three stages
-STEPS = 60  # of the 65 M Llama: seven evaluations of 8 rows of each set
+STEPS = 60  # of the 65 M Llama: five evaluations of 8 rows of each set
 SETS = ("facts", "sums", "copy")
 MOST = 5.0  # per cent of a stage's time
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -441,9 +442,13 @@ def test_a_reward_renamed_between_a_stop_and_the_next_run(desk: Desk, monkeypatc
     """Names are for logs: the stage goes on."""
     from cpt import cli
 
+    def stop(line: str) -> None:
+        if "step 2" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     desk.stream["stages"] = [rewarded(training={"save_steps": 2})]
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", lambda line: os.kill(os.getpid(), signal.SIGTERM) if "step 2" in line else None)
+        patch.setattr(cli, "speaking", lambda: nullcontext(stop))
         assert desk.cpt("run").code == 75
     desk.stream["stages"][0]["rewards"] = [{"type": "exact_match", "name": "mine"}]
     ended = desk.cpt("run")
@@ -540,7 +545,7 @@ def stopped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
     said: list[str] = []
     desk.stream["training"]["max_steps"] = 6
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", stop_in_two)
+        patch.setattr(cli, "speaking", lambda: nullcontext(stop_in_two))
         ended = desk.cpt("run")
     assert ended.code == 75
     assert ended.errors == [
@@ -724,7 +729,7 @@ def test_a_second_ctrl_c_stops_at_once(trained_once: Desk, monkeypatch: pytest.M
 
     desk, before = trained_once, trained_once.committed()
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", interrupt_twice)
+        patch.setattr(cli, "speaking", lambda: nullcontext(interrupt_twice))
         ended = desk.cpt("run")
     assert ended.code == 130
     assert ended.errors == ["stopped at once; the same command goes on from the newest checkpoint"]

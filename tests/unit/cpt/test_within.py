@@ -71,20 +71,20 @@ def test_what_makes_no_plan_is_refused(within: Any, problem: str) -> None:
 
 
 def test_auto_scores_as_often_as_its_share_allows() -> None:
-    # 1000 steps of 1000 tokens; 3000 tokens scored cost 1000 trained, a thousandth: thirty fit, 29 distances of 35
-    found = schedule(AUTO, 1000, lambda rows: 3000 * rows // 32, WORK)
-    assert found == Schedule(every=35, rows=32, times=30, share=pytest.approx(0.03))
+    # 1000 steps of 1000 tokens; 2000 tokens scored cost 667 trained, 1/1500: thirty fit, 29 distances of 35
+    found = schedule(AUTO, 1000, lambda rows: 2000 * rows // 32, WORK)
+    assert found == Schedule(every=35, rows=32, times=30, share=pytest.approx(0.02))
 
 
 def test_auto_takes_fewer_rows_for_a_curve_and_then_fewer_points() -> None:
     # 32 rows: 15 fit; 16 rows: 30
-    assert schedule(AUTO, 1000, lambda rows: 6000 * rows // 32, WORK) == Schedule(35, 16, 30, pytest.approx(0.03))
+    assert schedule(AUTO, 1000, lambda rows: 4000 * rows // 32, WORK) == Schedule(35, 16, 30, pytest.approx(0.02))
     # 8 rows: 5 fit, at 0, 250, ..., 1000
-    assert schedule(AUTO, 1000, lambda rows: 2000 * rows, WORK) == Schedule(250, 8, 5, pytest.approx(5 * 16 / 3000))
+    assert schedule(AUTO, 1000, lambda rows: 1400 * rows, WORK) == Schedule(250, 8, 5, pytest.approx(5 * 11.2 / 3000))
     # of three that fit nothing but the ends and the middle; of two the ends
-    assert schedule(AUTO, 1000, lambda rows: 5000 * rows, WORK) == Schedule(1000, 8, 2, pytest.approx(2 * 40 / 3000))
-    assert schedule(AUTO, 1000, lambda rows: 9000 * rows, WORK) == (
-        "scoring 8 rows of each set twice would cost 5% of so short a stage"
+    assert schedule(AUTO, 1000, lambda rows: 3500 * rows, WORK) == Schedule(1000, 8, 2, pytest.approx(2 * 28 / 3000))
+    assert schedule(AUTO, 1000, lambda rows: 6000 * rows, WORK) == (
+        "scoring 8 rows of each set twice would cost 3% of so short a stage"
     )
 
 
