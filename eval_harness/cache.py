@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # of what a record means
+VERSION = 2  # of what a record means
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 WAIT = 60.0  # seconds for another writer to finish
 AT_ONCE = 500  # keys of one query; sqlite's limit is 999 in old builds

@@ -236,7 +236,8 @@ class _Plan:
             how = self.eval_set.generation
             settings = [how.definition(), list(how.stop), self.eval_set.prompting.strip_reasoning]
             return [ask, asked, row.completion, settings]
-        return [ask, asked, texts_of(row, ask), self.statistics]
+        right = row.completion if ask == "choices" else None  # the one choice that is scored with its end
+        return [ask, asked, texts_of(row, ask), right, self.statistics]
 
 
 def texts_of(row: Row, ask: Ask) -> tuple[str | None, ...]:

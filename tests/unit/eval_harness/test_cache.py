@@ -51,6 +51,14 @@ def test_a_second_time_asks_no_model_and_gives_equal_results(model, tokenizer, s
     assert measure(model, tokenizer, sets) == first
 
 
+def test_the_right_choice_is_part_of_what_was_asked(model, tokenizer, store):
+    """It alone is scored with its end: the same question with another right answer is another record."""
+    question = {"question": "Which is it?", "choices": ["river", "harbour"]}
+    sets = [[EvalSet("s", [canonical(question | {"answer_index": i})])] for i in range(2)]
+    plain = [measure(model, tokenizer, one) for one in sets]
+    assert [measure(model, tokenizer, one, cache=store, identity="a") for one in sets] == plain
+
+
 def test_only_what_is_new_is_scored(model, tokenizer, store, word_rows):
     measure(model, tokenizer, [EvalSet("s", word_rows[:8])], cache=store, identity="a")
     seen = []
