@@ -2,7 +2,9 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +13,21 @@ from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo
-from cpt.models import check_adapter, context_length, open_for_training, open_model, stands_on_base, starts_as_parent
+from cpt.models import (
+    base_folder,
+    check_adapter,
+    context_length,
+    open_for_training,
+    open_model,
+    stands_on_base,
+    starts_as_parent,
+)
 from cpt.processes import Processes
 from cpt.progress import StageProgress
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
+    from cpt.data.activations import Recording
     from cpt.data.stage_data import StageData
     from cpt.data.tokens import TokenRows, TokenSettings
     from cpt.trainers.rft import Rewarding
@@ -59,6 +70,11 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
         with _at(f"{place}.adapter"):
             check_adapter(stream.model, here.stage.adapter)
     _check_rewards(here, place)
+    if training.get("packing") and (held := [m.type for m in here.stage.methods if m.active and "base" in m.needs]):
+        raise ConfigError(
+            f"{place}.training.packing = true: {', '.join(held)} knows what the base computed of each row alone: "
+            "leave packing out"
+        )
     if here.stage.kind == "rft":
         _prompts(stream, inputs, here, training, f"{place}.data")
     settings = _token_settings(stream, training)
@@ -109,6 +125,11 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
+    if spread is not None and (held := [m.type for m in stage.methods if m.active and "base" in m.needs]):
+        problems.append(
+            f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} records what the "
+            "whole model computes: use DDP or ZeRO-2"
+        )
     forget(args)  # the base is measured first
     if problems:
         raise ConfigError(*problems)
@@ -146,7 +167,9 @@ def train_stage(
     def opened() -> Any:
         return open_for_training(parent, stream.model, here.stage.adapter, folder.name, here.seed)
 
-    info = stage_info(stream, inputs.stages, number)
+    info = replace(
+        stage_info(stream, inputs.stages, number), record=partial(_record, stream, inputs.base, here, parent, folder)
+    )
     data = StageData(load_tokens)
     place = f"stages.{number}.data"
     if here.stage.kind == "rft":
@@ -286,6 +309,58 @@ def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> St
         world=stream.world,
         earlier=tuple((before.stage.name, before.rows) for before in stages[:number]),
     )
+
+
+def _record(
+    stream: Stream,
+    base: str,
+    here: StageInputs,
+    parent: Path,
+    folder: Path,
+    model: Any,
+    rows: Any,
+    name: str,
+    *,
+    precision: str | None,
+    device: Any,
+) -> "Recording":
+    """Regions of the base's activations on the rows; recorded in RUN/memory unless they are there already.
+
+    precision: bf16 or fp16 where training computes under autocast. The base is the model itself where that has not
+    moved yet, the model without its adapters where those stand on it, else loaded beside it for the while.
+    """
+    import torch
+
+    from cpt.data.activations import launched, record
+    from cpt.run_dir import digest
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or "")
+    about = {"base": base, "precision": precision, "rows": rows._fingerprint, "count": len(rows), "layer": "last"}
+    content = [rows[:]["input_ids"], rows[:]["labels"]]
+    place = folder.parents[1] / "memory" / f"{name}-{digest([base, precision, content])[:16]}"
+    with _as_base(stream, here, parent, model) as whole:
+        return record(
+            whole.to(device),
+            rows,
+            place,
+            about,
+            autocast=lambda: torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext(),
+            **launched(),
+        )
+
+
+@contextmanager
+def _as_base(stream: Stream, here: StageInputs, parent: Path, model: Any) -> Iterator[Any]:
+    if stands_on_base(parent, stream.model, here.stage.adapter):
+        flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        with model.disable_adapter():
+            yield model
+        for parameter, flag in flags.items():  # PEFT switches them on when it leaves
+            parameter.requires_grad_(flag)
+    elif parent == base_folder(stream.model) and here.stage.adapter is None and stream.model.adapter is None:
+        yield model
+    else:
+        yield open_model(None, stream.model)
 
 
 def gathered(trained: "Trained") -> dict[str, Any] | None:

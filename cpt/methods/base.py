@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
+    from cpt.data.activations import Recording
     from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step, Tensors
@@ -40,7 +43,9 @@ class StageInfo:
     """What a method may know of the stage it works in.
 
     seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows).
-    `batch_rows` is the size of the effective batch (per device x accumulation x ranks).
+    `batch_rows` is the size of the effective batch (per device x accumulation x ranks). `record(model, rows, name)`
+    gives the regions of the base's activations on token rows (`cpt.data.activations`), recorded once per run; model is
+    the one that `prepare_model` was given.
     """
 
     index: int
@@ -50,6 +55,19 @@ class StageInfo:
     batch_rows: int
     world: int = 1
     earlier: tuple[tuple[str, "Loaded"], ...] = ()
+    record: "Callable[..., Recording] | None" = None
+
+
+def whole_share(ratio: float, batch_rows: int) -> list[str]:
+    """What is wrong with a share of rows of every effective batch of this size: it must be whole and leave room."""
+    n, exact = round(ratio * batch_rows), ratio * batch_rows
+    if n >= batch_rows:
+        return [f"leaves no room for task rows in an effective batch of {batch_rows}"]
+    if n < 1 or abs(n - exact) > 0.01:
+        near = sorted({max(1, int(exact)), min(batch_rows - 1, max(1, int(exact) + 1))})
+        ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
+        return [f"of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
+    return []
 
 
 class Method(BaseModel):
@@ -68,6 +86,11 @@ class Method(BaseModel):
     def active(self) -> bool:
         """False at the setting that makes the method absent: the seam then never sees it."""
         return self.absent is None or any(getattr(self, key) != value for key, value in self.absent.items())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it takes of the trainer beside its hooks: "hidden" (Step.hidden), "base" (StageInfo.record)."""
+        return frozenset()
 
     def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
         """Problems as (field, sentence), with an effective batch of this size and the names of the stages before."""
@@ -130,4 +153,4 @@ HOOKS = frozenset(
     {"active", "check", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
-CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "absent"}
+CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "absent"}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cpt.methods.base import Method
 
 OURS = {
+    "gere": "cpt.methods.gere:GeRe",
     "hft": "cpt.methods.hft:HFT",
     "replay": "cpt.methods.replay:Replay",
 }

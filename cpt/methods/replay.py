@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Sources, refuse
-from cpt.methods.base import Method, StageInfo
+from cpt.methods.base import Method, StageInfo, whole_share
 from cpt.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -61,21 +61,11 @@ class Replay(Method):
             return []
         wanted = self.earlier if isinstance(self.earlier, list) else []
         known = ", ".join(earlier) or "none"
-        return [("ratio", text) for text in self._check_ratio(batch_rows)] + [
+        return [("ratio", text) for text in whole_share(self.ratio, batch_rows)] + [
             ("earlier", f"{name!r} is no earlier stage.{did_you_mean(name, earlier)} Earlier stages: {known}.")
             for name in wanted
             if name not in earlier
         ]
-
-    def _check_ratio(self, batch_rows: int) -> list[str]:
-        n, exact = self._rows(batch_rows), self.ratio * batch_rows
-        if n >= batch_rows:
-            return [f"leaves no room for task rows in an effective batch of {batch_rows}"]
-        if n < 1 or abs(n - exact) > 0.01:
-            near = sorted({max(1, int(exact)), min(batch_rows - 1, max(1, int(exact) + 1))})
-            ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
-            return [f"of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
-        return []
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the replay rows under this method's name."""

@@ -1,11 +1,13 @@
 """What a method's hooks see of one micro-batch, and of the trainable tensors between steps."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from cpt.methods.base import Term
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Step:
     window:    counts over the whole effective batch and all ranks: "tokens", "rows",
                "<origin>_tokens", "<origin>_rows".
     number:    optimizer steps done so far in this stage.
+    hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden".
+    previous:  terms and notes of the optimizer step before, over all ranks, as `method/name`; empty in the first.
+    notes:     what `note` took.
     """
 
     model: "nn.Module"
@@ -32,6 +37,13 @@ class Step:
     mask: "Tensor"
     window: dict[str, float]
     number: int
+    hidden: Any = None
+    previous: dict[str, float] = field(default_factory=dict)
+    notes: "dict[str, Term]" = field(default_factory=dict)
+
+    def note(self, name: str, term: "Term") -> None:
+        """Have a quantity logged as `method/name`, reduced as a term is; it adds nothing to the loss."""
+        self.notes[name] = term
 
     def rows(self, name: str) -> "Tensor":
         """(B,) true for the rows of one source."""

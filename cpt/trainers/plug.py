@@ -6,6 +6,7 @@ loss that is not a number, checkpoints that can be verified. What a kind adds is
 method TRL's own loss passes untouched.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 
-from cpt.checkpoints import rotate, seal
+from cpt.checkpoints import rotate, seal, write_json
+from cpt.data.activations import backbone
 from cpt.errors import TrainingError
-from cpt.methods.base import HOOKS, Method, StageInfo
+from cpt.methods.base import HOOKS, Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
-from cpt.trainers.deepspeed import ShardedTensors, install
+from cpt.trainers.deepspeed import ShardedTensors, install, own_piece
 
 METHOD_STATE = "methods-{}.safetensors"
+TERMS = "terms.json"
 MODEL_INPUTS = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
@@ -68,6 +71,8 @@ class Seam:
         self._captured: Any = None
         self._window: dict[str, float] = {}
         self._parts: dict[str, Any] = {}
+        self._previous: dict[str, float] = {}
+        self._hidden: Any = None
         self.bytes_written = 0  # to checkpoints, by this launch
         super().__init__(*args, **kwargs)
         # The trainer would drop the older checkpoint before the newer one is vouched for: we do it after.
@@ -80,6 +85,8 @@ class Seam:
         self._not_finite = torch.full((), -1, dtype=torch.long, device=self.args.device)
         if self._weighers or self._adders:
             model.register_forward_hook(self._capture, with_kwargs=True)
+        if any("hidden" in method.needs for method in methods):
+            backbone(model).register_forward_hook(self._capture_hidden)
 
     # ---- rows -----------------------------------------------------------------------------------------
 
@@ -96,6 +103,10 @@ class Seam:
         if self._armed and torch.is_grad_enabled() and "log_probs" in output:
             self._captured = (kwargs, output)
 
+    def _capture_hidden(self, module: Any, args: Any, output: Any) -> None:
+        if self._armed and torch.is_grad_enabled():
+            self._hidden = output.last_hidden_state
+
     def _watched_loss(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """TRL's loss, its forward's inputs and outputs kept for the methods."""
         self._assert_trainable()
@@ -109,7 +120,7 @@ class Seam:
     def _captured_step(self, model: Any, origin: Any, row: Any) -> Step:
         """What methods see of the forward that was captured last."""
         inputs, out = self._captured
-        self._captured = None
+        hidden, self._captured, self._hidden = self._hidden, None, None
         return Step(
             model=model,
             inputs={key: inputs[key] for key in MODEL_INPUTS if inputs.get(key) is not None},
@@ -120,6 +131,8 @@ class Seam:
             mask=out.label_mask.bool(),
             window=self._window,
             number=self.state.global_step,
+            hidden=hidden,
+            previous=self._previous,
         )
 
     def _terms(self, step: Step) -> torch.Tensor:
@@ -127,15 +140,20 @@ class Seam:
         added = step.log_probs.new_zeros(())
         for method in self._adders:
             for name, term in method.loss_terms(step).items():
-                if term.over not in self._window:
-                    known = ", ".join(self._window)
-                    raise ValueError(
-                        f"{method.type}/{name}: over = {term.over!r} is not counted here; counted: {known}"
-                    )
-                value = term.weight * term.total / max(1.0, self._window[term.over])
-                self._log_sum(f"{method.type}/{name}", value)
-                added = added + value
+                added = added + self._share(f"{method.type}/{name}", term)
+            for name, term in step.notes.items():
+                self._share(f"{method.type}/{name}", term)
+            step.notes.clear()
         return added
+
+    def _share(self, name: str, term: Term) -> torch.Tensor:
+        """This micro-batch's part of a term: its sum over what it names, logged."""
+        if term.over not in self._window:
+            known = ", ".join(self._window)
+            raise ValueError(f"{name}: over = {term.over!r} is not counted here; counted: {known}")
+        value = term.weight * term.total / max(1.0, self._window[term.over])
+        self._log_sum(name, value)
+        return value
 
     def _weights(self, step: Step) -> torch.Tensor | None:
         """The product of the methods' token weights, (rows, tokens - 1), or None where all are 1."""
@@ -148,8 +166,11 @@ class Seam:
 
     def _log_parts(self) -> None:
         """Once per optimizer step; TRL averages over the steps between two lines of its log."""
-        for name, value in self._parts.items():
-            self._metrics["train"][name].append(self.accelerator.reduce(value, reduction="sum").item())
+        self._previous = {
+            name: self.accelerator.reduce(value, reduction="sum").item() for name, value in self._parts.items()
+        }
+        for name, value in self._previous.items():
+            self._metrics["train"][name].append(value)
         self._parts = {}
 
     # ---- steps ----------------------------------------------------------------------------------------
@@ -199,7 +220,7 @@ class Seam:
         """
         if weights:
             trained = [p for name, p in self.model.named_parameters() if name in self._trainable]
-            held = [getattr(p, "ds_tensor", p).detach() for p in trained]  # of ZeRO-3, this rank's piece
+            held = [own_piece(p) for p in trained]
             broken = ~torch.stack([tensor.isfinite().all() for tensor in held]).all()
             fresh = (self._not_finite < 0) & broken.to(self._not_finite.device)
             self._not_finite = torch.where(fresh, self.state.global_step - 1, self._not_finite)
@@ -240,11 +261,15 @@ class Seam:
 
     def _save_own(self, folder: Path) -> None:
         """Write what the trainer does not know of into its checkpoint; rank 0 only."""
+        if self._previous:
+            write_json(folder / TERMS, self._previous)
         for number, method in enumerate(self._methods):
             if state := method.state_dict():
                 save_file(state, folder / METHOD_STATE.format(number))
 
     def _load_own(self, folder: Path) -> None:
+        if (folder / TERMS).is_file():
+            self._previous = json.loads((folder / TERMS).read_text(encoding="utf-8"))
         for number, method in enumerate(self._methods):
             file = folder / METHOD_STATE.format(number)
             if file.exists():

@@ -205,8 +205,10 @@ class RewardSeam(Seam):
     def _added_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         origin, row = batch.pop("origin"), batch.pop("row")
         extra = {"unit_temperature": True} if self.temperature != 1.0 else {}
+        self._armed = True  # for hidden states
         with self.accelerator.autocast():
             out = model(**batch, fused_lm_head=True, **extra)
+        self._armed = False
         self._captured = (batch, out)
         step = self._captured_step(model, origin, row)
         factors = self._weights(step)

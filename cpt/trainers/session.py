@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,6 +108,9 @@ def prepared(open_model: Callable[[], Any], args: Any, methods: Sequence[Method]
     """The model as the stage's methods want it, on the weights that the stage starts from."""
     deepspeed.meet(args)
     torch.manual_seed(stage.seed)
+    if stage.record is not None:
+        precision = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
+        stage = replace(stage, record=partial(stage.record, precision=precision, device=args.device))
     model = open_model()
     for method in methods:
         model = method.prepare_model(model, stage)

@@ -22,6 +22,13 @@ CASES = {
         vanishing={"weight": 1e-30},
         also=[{"type": "replay", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "weight": 0.3}],
     ),
+    "gere": Case(
+        {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "keep": "margin", "weight": 3.0},
+        also=[
+            {"type": "gere", "ratio": 0.5, "general": {"rows": GENERAL_ROWS}, "keep": "labels"},
+            {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "weight": "dynamic"},
+        ],
+    ),
     "hft": Case(
         {"type": "hft", "ratio": 0.5},
         also=[

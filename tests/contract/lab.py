@@ -117,7 +117,7 @@ class Lab:
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
         config = configured(methods, kind, training)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
-        info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world)
+        info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, record=self.recorded)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
             method.prepare_data(data, info)
@@ -132,6 +132,12 @@ class Lab:
         about = (lambda: model, self.tokenizer, data, info, active, training, session)
         trained = rewarded(about, reward, reference) if kind == "rft" else sft.train(*about)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
+
+    def recorded(self, model: Any, rows: Any, name: str, **how: Any) -> Any:
+        """What a method asks the base about its rows; recorded once a lab."""
+        from cpt.data.activations import launched, record
+
+        return record(model, rows, self.folder / "memory" / f"{name}-{len(rows)}", {"of": name}, **launched())
 
     def data(self, config: Stage, training: dict[str, Any]) -> StageData:
         """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""

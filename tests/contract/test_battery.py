@@ -16,8 +16,9 @@ from cpt.data.tokens import IGNORED, TokenRows
 from cpt.methods import registry
 from cpt.methods.base import Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
+from cpt.train_stage import fresh_methods
 from tests.contract.cases import CASES
-from tests.contract.lab import TASK_ROWS, Lab, distance, equal
+from tests.contract.lab import TASK_ROWS, TRAINING, Lab, distance, equal
 
 pytestmark = pytest.mark.contract
 
@@ -81,8 +82,8 @@ def test_kill_and_resume_equals_uninterrupted(lab: Lab, tmp_path: Path, name: st
 def test_one_batch_equals_its_parts(lab: Lab, settings: dict[str, Any], kind: str) -> None:
     shapes = [{"per_device_train_batch_size": b, "gradient_accumulation_steps": a} for b, a in ((4, 1), (2, 2), (1, 4))]
     outcomes = [lab.stage([settings], kind, **shape).after for shape in shapes]
-    assert distance(outcomes[0], outcomes[1]) < 2e-5  # rows differ in length: a mean of means is off by 1e-2
-    assert distance(outcomes[0], outcomes[2]) < 2e-5
+    assert distance(outcomes[0], outcomes[1]) < 5e-5  # rows differ in length: a mean of means is off by 1e-2
+    assert distance(outcomes[0], outcomes[2]) < 5e-5
 
 
 class Silent(Method):
@@ -124,8 +125,11 @@ def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: dict[str, Any]) -> None:
     stage = Stage.model_validate({"name": "s", "data": {"rows": TASK_ROWS}, "methods": [settings]})
+    (method,), data = fresh_methods(stage), lab.data(stage, TRAINING)
+    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, record=lab.recorded)
     model, before = lab.model(), torch.random.get_rng_state()
-    stage.methods[0].prepare_model(model, StageInfo(1, "s", "sft", seed=1, batch_rows=4))
+    method.prepare_data(data, info)
+    method.prepare_model(model, info)
     assert torch.random.get_rng_state().equal(before)
 
 

@@ -1,0 +1,1 @@
+"""Losses as pure tensor functions: no model, no trainer, no files."""
