@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # By file: fixtures of a module are built once. (loadgroup has no effect under pytest 9.2 with xdist 3.8.)
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
-.PHONY: help env dev hooks quickstart test test-all check bench classic world fmt clean
+.PHONY: help env dev hooks quickstart test test-all check docs bench classic world fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) -e .[dev,deepspeed,quant,lm-eval]
+	$(PIP) -e .[dev,docs,deepspeed,quant,lm-eval]
 	@touch $@
 
 hooks: $(VENV)/.dev ## run the fast checks before every commit
@@ -72,11 +72,16 @@ test: $(VENV)/.dev ## all tests but the slow ones (ARGS="-k word" picks)
 test-all: $(VENV)/.dev ## all tests
 	$(PYTEST) $(ARGS)
 
-check: $(VENV)/.dev ## format, lint, types, import directions
+check: $(VENV)/.dev ## format, lint, types, import directions, the documentation's links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs: $(VENV)/.dev ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/.dev ## step time, memory and start-up time against bare TRL (minutes)
 	$(BIN)/python -m tests.bench $(ARGS)

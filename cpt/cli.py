@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt.errors import ConfigError, CptError, TrainingError
+from cpt.errors import ConfigError, CptError, RunDirError, TrainingError
 from cpt.terminal import speaking
 
 if TYPE_CHECKING:
@@ -140,12 +140,25 @@ def report(
     run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run directories, or runs/NAME")],
     as_json: Annotated[bool, typer.Option("--json", help="matrix and facts of every stage as JSON")] = False,
 ) -> None:
-    """Scores of one run, or of several side by side."""
-    from cpt.report import summary
+    """Write RUN/report/report.html and report.md, finished or not, and show the scores; several runs side by side."""
+    from cpt.report import page, summary
     from cpt.run_dir import Run
 
-    paths = [Run.open(path).path for path in run_dirs]
-    typer.echo(json.dumps(summary.as_json(paths), indent=1) if as_json else summary.text(paths))
+    # A run whose run.json is damaged has a report too.
+    paths = [Path(path) if (Path(path) / "stages").is_dir() else Run.open(path).path for path in run_dirs]
+    if as_json:
+        typer.echo(json.dumps(summary.as_json(paths), indent=1))
+        return
+    pages = [page.write(path) for path in paths]
+    try:
+        typer.echo(summary.text(paths))
+    except RunDirError as error:
+        typer.echo(f"no table: {error}")
+    typer.echo("")
+    for written in pages:
+        typer.echo(f"wrote {written}")
+    if len(paths) > 1:
+        typer.echo(f"with intervals: cpt compare {' '.join(run_dirs)}")
 
 
 @app.command()
@@ -159,6 +172,7 @@ def compare(
     ] = None,
     measure: Annotated[str | None, typer.Option("--measure", help="read every set by this one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="every estimate, both intervals, as JSON")] = False,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page with plots too")] = None,
 ) -> None:
     """Compare finished runs with the first one: scores, AP, BWT, forgetting, with intervals over items."""
     from cpt.report import compare as comparison
@@ -173,6 +187,55 @@ def compare(
         groups[name] = [Run.open(path).path for path in paths.split(",")]
     found = comparison.compare(groups, measure=measure)
     typer.echo(json.dumps(compare_table.as_json(found), indent=1) if as_json else compare_table.text(found))
+    if page is not None:
+        from cpt.report import compare_page
+
+        typer.echo(f"\nwrote {compare_page.write(found, page, measure)}", err=as_json)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one method, with every field")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything as JSON")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="the page docs/methods/index.md")] = False,
+) -> None:
+    """Every method: what it does, its fields, what it costs, where it works."""
+    from cpt import method_table
+
+    found = [method_table.one(name)] if name else method_table.every()
+    if as_json:
+        typer.echo(json.dumps(method_table.as_json(found), indent=1))
+    elif as_markdown:
+        typer.echo(method_table.markdown([method for method in found if method.page]))
+    else:
+        typer.echo(method_table.page(found[0]) if name else method_table.text(found))
+
+
+@app.command()
+def doctor(
+    stream: Annotated[
+        str | None, typer.Option("--for", metavar="STREAM", help="what this YAML file or shipped recipe needs")
+    ] = None,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="leave out what takes more than seconds")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="every line as JSON")] = False,
+) -> None:
+    """Try what this machine can do: devices, precisions, processes, disk, compilers; exit 2 when nothing can run."""
+    from cpt.config import Stream
+    from cpt.doctor import Examination, show
+
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("doctor looks at one machine: start it in one process, without a launcher")
+    if overrides and stream is None:
+        raise ConfigError(f"doctor {overrides[0]}: changes a stream, and none is given. Write --for STREAM before it.")
+    examination = Examination(Stream.from_yaml(stream, overrides) if stream else None, quick)
+    if as_json:
+        list(examination)
+        typer.echo(json.dumps(show.as_json(examination), indent=1))
+    else:
+        show.shown(examination, examination)
+    if examination.reasons():
+        raise typer.Exit(2)
 
 
 def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 
-KINDS = ("unit", "contract", "parity", "distributed", "e2e")
+KINDS = ("unit", "contract", "parity", "distributed", "e2e", "browser")
 OUTCOMES = ("passed", "failed", "skipped")
+SUMMARY = "summary"  # record_property(SUMMARY, line): a test's own line at the end
 
 REQUIREMENTS = {
     "shared": "the research data beside the checkout, or where CPT_SHARED points",
     "bitsandbytes": "the package bitsandbytes: pip install cpt[quant]",
+    "browser": "chromium and chromedriver of one version on PATH, and the package selenium",
     "deepspeed": "the package deepspeed, g++ and ninja: pip install cpt[deepspeed]",
     "lm_eval": "the package lm-eval: pip install cpt[lm-eval]",
     "two_ranks": "torch.distributed with gloo, two processes on this machine",
@@ -49,9 +51,10 @@ def kind_of(nodeid: str) -> str:
     return next((part for part in parts if part in KINDS), "other")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Refuse a misspelt CPT_REQUIRE before any test runs."""
     required()
+    config.addinivalue_line("markers", "browser: opens pages in the system's Chromium")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -64,6 +67,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         if kind in KINDS or any(numbers):
             line = ", ".join(f"{n} {outcome}" for n, outcome in zip(numbers, OUTCOMES, strict=True))
             terminalreporter.write_line(f"{kind + ':':13}{line}")
+    for report in terminalreporter.stats.get("passed", []):
+        for line in (text for name, text in report.user_properties if name == SUMMARY):
+            terminalreporter.write_line(line)
     return result
 
 

@@ -15,7 +15,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ class Quantity:
     drawn      (resamples, runs); None where nothing can be resampled
     n          items of the smallest set
     is_share   items are 0 or 1: shown in percent
+    higher_is_better   of the quantity: a change is turned so that up is better, forgetting is not
     """
 
     section: str
@@ -175,9 +176,17 @@ def compare(
 
 
 def labels(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Every run as a group of its own: by its stream's name where no other has it, else by its folder's."""
-    names = [summary.read(path)["stream"] for path in paths]
-    return {name if names.count(name) == 1 else path.name: [path] for name, path in zip(names, paths, strict=True)}
+    """Every run as a group of its own: by its stream's name where no other has it, else by its folder's, or its path.
+
+    Raises RunDirError: nothing measured. ConfigError: one run twice.
+    """
+    problems = list(_given_twice(paths))
+    if problems:
+        raise ConfigError(*problems)
+    streams = [summary.read(path)["stream"] for path in paths]
+    named = [name if streams.count(name) == 1 else path.name for name, path in zip(streams, paths, strict=True)]
+    labelled = [name if named.count(name) == 1 else str(path) for name, path in zip(named, paths, strict=True)]
+    return {label: [path] for label, path in zip(labelled, paths, strict=True)}
 
 
 # ---- what is compared --------------------------------------------------------------------------------
@@ -216,7 +225,7 @@ def _unlike_groups(groups: Sequence[Group]) -> Iterator[str]:
     if len(runs) < 2:
         yield "compare: one run; give two or more, `cpt report` shows a single one"
     paths = [run.path.resolve() for run in runs]
-    yield from (f"compare: {path.name} is given twice" for path in dict.fromkeys(paths) if paths.count(path) > 1)
+    yield from _given_twice(paths)
     for group in groups:
         if len(set(group.keys)) < len(group.runs) and len(set(paths)) == len(paths):
             yield f"--group {group.label}: two runs of one seed and order are one sample; pool runs that differ in them"
@@ -224,6 +233,13 @@ def _unlike_groups(groups: Sequence[Group]) -> Iterator[str]:
         if sorted(run.tasks) != sorted(runs[0].tasks):
             said = " and ".join(", ".join(one.tasks) or "none" for one in (runs[0], run))
             yield f"compare: {runs[0].name} and {run.name} have other tasks ({said}); their averages do not compare"
+
+
+def _given_twice(paths: Sequence[Path]) -> Iterator[str]:
+    real = [path.resolve() for path in paths]
+    twice = [path for path in dict.fromkeys(real) if real.count(path) > 1]
+    for path in twice:
+        yield f"compare: {path.name} is given twice, and a run is no other than itself; name two runs"
 
 
 def _unlike_sets(runs: Sequence[RunFiles], chosen: Mapping[str, str]) -> Iterator[str]:
@@ -335,7 +351,9 @@ def _metric(
         picked = run.picked(order)
         found.append(function([[_value(run, row, task, measure) for task in order] for row in picked], **signed))
         columns.append(_over_resamples(function, of_sets, at, picked, order, signed))
-    return _summarised(section, found, columns, measure, tasks, runs)
+    is_level = function is continual.average_performance
+    better = _higher(runs, tasks, measure) if is_level else function is not continual.forgetting_max
+    return _summarised(section, found, columns, measure, tasks, runs, higher_is_better=better)
 
 
 def _over_resamples(
@@ -366,7 +384,7 @@ def _general(section: str, measure: str, names: Sequence[str], runs: Sequence[Ru
         changes = [now - base for base, now in cells if base is not None and now is not None]
         whole = len(changes) == len(names)
         columns.append((1 if higher else -1) * np.mean(changes, axis=0) if whole else None)
-    return _summarised(section, found, columns, measure, names, runs)
+    return _summarised(section, found, columns, measure, names, runs, higher_is_better=True)
 
 
 def _summarised(
@@ -376,11 +394,14 @@ def _summarised(
     measure: str,
     sets: Sequence[str],
     runs: Sequence[RunFiles],
+    *,
+    higher_is_better: bool,
 ) -> Quantity:
     formula = found[0].formula
     reason = next((one.reason for one in found if one.reason), None)
     values = tuple(one.value for one in found)
-    return _quantity(section, formula.split(" = ")[0], formula, measure, sets, runs, values, _columns(columns), reason)
+    one = _quantity(section, formula.split(" = ")[0], formula, measure, sets, runs, values, _columns(columns), reason)
+    return replace(one, higher_is_better=higher_is_better)
 
 
 def _quantity(

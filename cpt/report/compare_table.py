@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -10,8 +11,10 @@ from typing import Any
 from cpt.report.compare import FINAL, Comparison, Group, Quantity, spans_of
 from eval_harness.metrics import statistics as st
 
+WIDTH = 80
 NAME = 16  # columns of a quantity's name; a longer one gets a line of its own
 WIDTHS = (19, 19, 22)  # of A, of the other, of the difference
+WIDE = 25  # of each, where these do not do and the name has a line of its own
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -42,15 +45,17 @@ def text(found: Comparison) -> str:
     """For every group after the first a block with both and their difference: at most 80 columns."""
     letters = [chr(ord("A") + i) if i < 26 else f"#{i + 1}" for i in range(len(found.groups))]
     level = next((e.shown.level for by in found.estimates for e in by if e is not None), st.LEVEL)
-    lines = [_legend(letter, group) for letter, group in zip(letters, found.groups, strict=True)]
+    lines = []
+    for letter, group in zip(letters, found.groups, strict=True):
+        lines += _wrapped(_legend(letter, group))
     lines += [f"shares in %, [ , ] is the {100 * level:g} % interval"]
     for other in range(1, len(found.groups)) or [0]:
         shown = [0, other] if other else [0]
         lines += ["", _line("", [letters[i] for i in shown] + ([f"{letters[other]} - A"] if other else []))]
         lines += _block(found, shown)
     undefined = {one.name: one.reason for one in found.quantities if None in one.values and one.reason}
-    lines += [f"{name}: {reason}" for name, reason in undefined.items()]
-    return "\n".join([*lines, *found.notes])
+    remarks = [*(f"{name}: {reason}" for name, reason in undefined.items()), *found.notes]
+    return "\n".join([*lines, *(line for remark in remarks for line in _wrapped(remark))])
 
 
 def _legend(letter: str, group: Group) -> str:
@@ -72,10 +77,24 @@ def _block(found: Comparison, shown: Sequence[int]) -> Iterator[str]:
             if shown[-1]:
                 cells.append(_cell(one, differences[shown[-1] - 1], None))
             name = f"  {one.name}" if one.measure == usual else f"  {one.name} ({one.measure})"
-            if len(name) > NAME:
-                yield name
+            if len(name) > NAME or len(_line(name, cells)) > WIDTH:
+                yield from textwrap.wrap(name, WIDTH)
                 name = ""
-            yield _line(name, cells)
+            yield from _lines(name, cells)
+
+
+def _lines(name: str, cells: Sequence[str]) -> list[str]:
+    """One line, or what the cells need: changes of a loss are wider than their columns, large values wider still."""
+    line = _line(name, cells)
+    if len(line) <= WIDTH:
+        return [line]
+    if max(map(len, cells)) < WIDE:
+        return [("    " + "".join(f"{cell:<{WIDE}}" for cell in cells)).rstrip()]
+    return [f"    {cell}" for cell in cells]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="   ", break_on_hyphens=False)
 
 
 def _line(name: str, cells: Sequence[str]) -> str:

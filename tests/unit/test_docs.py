@@ -16,7 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,6 +28,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.plugins import SUMMARY
 
 FOLDERS = (ROOT / "docs", ROOT / "launch")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(page for f in FOLDERS for page in f.rglob("*.md"))])
@@ -141,8 +142,11 @@ def assert_layout_is_documented(made: Path) -> None:
         assert re.search(rf"^\s+{re.escape(name)}(\s|$)", listing, re.MULTILINE), f"{file} is not in the listing"
 
 
-def test_blocks_that_do_not_run_are_counted() -> None:
+def test_blocks_that_do_not_run_are_counted(record_property: Callable[[str, object], None]) -> None:
     skipped = [block for block in every("python") if block.mark.startswith("not run:")]
+    ran = len(every("python")) - len(skipped)
+    said = f"{ran} Python blocks run, {len(skipped)} marked as not run, {len(every('yaml'))} YAML blocks validated"
+    record_property(SUMMARY, f"{'docs:':13}{said}, {len(commands())} commands checked")
     assert all(block.mark.removeprefix("not run:").strip() for block in skipped)
     assert len(skipped) == NOT_RUN, [str(block) for block in skipped]
 

@@ -74,6 +74,7 @@ def test_wheel_holds_what_a_user_names(root: Path, wheel: Path) -> None:
     expected = placed("recipes/*.yaml", "cpt/bundled/") | placed("recipes/*.py", "cpt/bundled/")
     expected |= placed("launch/accelerate/*.yaml", "cpt/bundled/")
     expected |= placed("launch/deepspeed/*.json", "cpt/bundled/")
+    expected |= placed("cpt/report/assets/*") | placed("constraints.txt", "cpt/bundled/")
     expected |= placed("cpt/assets/tiny_world/*") | placed("eval_harness/suites/*.yaml")
     expected |= placed("cpt/**/*.py") | placed("eval_harness/**/*.py")
     assert expected - names(wheel) == set()

@@ -34,12 +34,13 @@ def run_pytest(root: Path, folder: Path, *options: str, required: str = "") -> s
 def test_last_lines_count_every_kind(root: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     done = run_pytest(root, tmp_path, *options)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-6:-1] == [
+    assert done.stdout.splitlines()[-7:-1] == [
         "unit:        1 passed, 0 failed, 1 skipped",
         "contract:    0 passed, 0 failed, 0 skipped",
         "parity:      0 passed, 1 failed, 0 skipped",
         "distributed: 0 passed, 0 failed, 0 skipped",
         "e2e:         0 passed, 0 failed, 0 skipped",
+        "browser:     0 passed, 0 failed, 0 skipped",
     ]
 
 
@@ -52,10 +53,8 @@ def test_a_required_skip_fails(root: Path, tmp_path: Path) -> None:
 def test_a_misspelt_requirement_stops_the_run(root: Path, tmp_path: Path) -> None:
     done = run_pytest(root, tmp_path, required="sharde")
     assert done.returncode == 4
-    assert (
-        "CPT_REQUIRE names ['sharde']; requirements are ['bitsandbytes', 'deepspeed', 'lm_eval', 'shared', 'two_ranks']"
-        in done.stderr
-    )
+    known = "['bitsandbytes', 'browser', 'deepspeed', 'lm_eval', 'shared', 'two_ranks']"
+    assert f"CPT_REQUIRE names ['sharde']; requirements are {known}" in done.stderr
 
 
 def test_require_refuses_an_undeclared_name(require) -> None:
