@@ -12,11 +12,12 @@ from cpt.models import is_start_beneath, lineage_of, open_model
 from cpt.processes import Processes
 from cpt.run_dir import digest
 from cpt.signals import StopRequest
-from eval_harness.cache import Cache, versions
+from eval_harness.cache import VERSION, Cache, tokenizer_digest, versions
 from eval_harness.drift import DriftError, drift
 from eval_harness.errors import Interrupted, ScoringError
 from eval_harness.lineage import LoadError
-from eval_harness.prompts import PromptError, Prompting, encode
+from eval_harness.prompts import PromptError, Prompting, encode, one_of_each_form
+from eval_harness.results import SCHEMA_VERSION
 from eval_harness.rows import Row
 from eval_harness.weights import weight_distance, weight_results
 
@@ -41,12 +42,12 @@ class DriftPlan:
         """Raises DataError for a row of a form that the tokenizer cannot render."""
         prompting = Prompting(stream.evaluation.chat_template)
         try:
-            for row in {row.kind: row for row in loaded.rows}.values():
+            for row in one_of_each_form(loaded.rows):
                 encode(tokenizer, row, prompting.chat_template)
         except PromptError as error:
             raise DataError(f"evaluation.drift: {error}") from error
-        said = [loaded.fingerprint, prompting.definition(tokenizer), source.weights, base, versions()]
-        return cls(loaded.rows, prompting, source.weights, base, digest(said))
+        said = [loaded.fingerprint, prompting.definition(tokenizer), tokenizer_digest(tokenizer), source.weights, base]
+        return cls(loaded.rows, prompting, source.weights, base, digest([*said, VERSION, SCHEMA_VERSION]))
 
     def measure(
         self,
@@ -63,7 +64,8 @@ class DriftPlan:
 
         identity: of the model in `folder`; the base's own drift is measured too, and is zero.
         """
-        key = digest([NAME, self.id, identity])
+        # Versions are no part of the plan: with weights that are gone, a new torch must not undo what was measured.
+        key = digest([NAME, self.id, identity, versions()])
         known = processes.on_main(lambda: cache.get([key]).get(key))
         if known is not None:
             return known

@@ -20,8 +20,8 @@ from eval_harness.cache import Cache, CacheError
 from eval_harness.errors import Interrupted, ScoringError
 from eval_harness.generation import Generation
 from eval_harness.items import EvalSet
-from eval_harness.measure import MeasureError, check, measure, model_identity, set_definition
-from eval_harness.prompts import PromptError, Prompting, encode
+from eval_harness.measure import MeasureError, check, draw_shots, measure, model_identity, set_definition
+from eval_harness.prompts import PromptError, Prompting, encode, one_of_each_form
 from eval_harness.results import SCHEMA_VERSION
 from eval_harness.rows import Row
 
@@ -85,9 +85,10 @@ def _check(sets: dict[str, EvalSet], tokenizer: Any) -> None:
     problems = []
     for name, part in sets.items():
         place = f"evaluation.general.{name}" if part.group == "general" else f"stages.{name}.test"
-        for row in {row.kind: row for row in part.rows if row.kind != "text"}.values():
+        how, shots = part.prompting, draw_shots(part)
+        for row in one_of_each_form([row for row in part.rows if row.kind != "text"]):
             try:
-                encode(tokenizer, row, part.prompting.chat_template, system=part.prompting.system)
+                encode(tokenizer, row, how.chat_template, system=how.system, shots=shots)
             except PromptError as error:
                 problems.append(f"{place}: {error}")
     if problems:
@@ -155,10 +156,11 @@ def evaluate(
 
 
 def _model_identity(weights: Any, stream: Stream) -> str:
-    spec = stream.model
-    return model_identity(
-        digest(weights), dtype=spec.dtype, attention=spec.attn_implementation, quantization=spec.quantization
-    )
+    import torch
+
+    spec, device = stream.model, "cuda" if torch.cuda.is_available() else "cpu"
+    about = {"dtype": spec.dtype, "attention": spec.attn_implementation, "quantization": spec.quantization}
+    return model_identity(digest(weights), device=device, **about)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ it is measured, results.json at the end; the same command again keeps what is th
 `python -m eval_harness compare A.json B.json` sets two measurements side by side.
 
 Exit codes: 0 measured, 1 another process of the launch is gone, 2 bad input (one line per problem on stderr),
-130 interrupted, 143 terminated; in the last two cases what was measured is kept.
+130 interrupted, 143 terminated; in the last two cases what was measured is kept. torchrun makes 1 of all but 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,12 @@ from eval_harness.errors import Interrupted, ScoringError
 from eval_harness.launched import LaunchError, Ranks, Stop
 from eval_harness.lineage import LoadError
 from eval_harness.lm_eval_adapter import LmEvalError
-from eval_harness.measure import MeasureError, check
+from eval_harness.measure import MeasureError
 from eval_harness.progress import Progress, Silent
 from eval_harness.prompts import PromptError
-from eval_harness.results import Result, ResultError
-from eval_harness.run import Run
+from eval_harness.result_table import WIDTH, table
+from eval_harness.results import ResultError
+from eval_harness.run import FolderError, Run
 from eval_harness.suite import Suite, SuiteError, load_suite, outline, shipped
 
 
@@ -43,7 +44,7 @@ class UsageError(ValueError):
 
 BAD_INPUT = (
     *(UsageError, SuiteError, MeasureError, PromptError, LoadError, ScoringError),
-    *(LmEvalError, CombineError, CacheError, ResultError),
+    *(LmEvalError, CombineError, CacheError, ResultError, FolderError),
 )
 
 
@@ -119,45 +120,13 @@ def _measured(options: argparse.Namespace, ranks: Ranks, stop: Stop) -> int:
 
 
 def _quiet() -> None:
-    """No bar of transformers while weights are read: it would tear the line of progress."""
+    """No bars of transformers: they would tear the line of progress; in a file none of the Hub's either."""
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def table(results: Mapping[str, Mapping[str, Result]]) -> str:
-    """A plain table: set, measure, value ± standard error, n, definition; notes and exclusions below it."""
-    head = ("set", "measure", "value", "n", "definition")
-    rows = [
-        (name, kind, _value(result), str(result.n), result.definition)
-        for name, by_measure in results.items()
-        for kind, result in by_measure.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]
-    return "\n".join([*lines, *_remarks(results)])
-
-
-def _remarks(results: Mapping[str, Mapping[str, Result]]) -> Iterable[str]:
-    for name, by_measure in results.items():
-        for kind, result in by_measure.items():
-            said = [f"{count} excluded: {reason}" for reason, count in result.excluded.items()]
-            said += [result.note] if result.note else []
-            if said:
-                yield f"{name} {kind}: {'; '.join(said)}"
-
-
-def _value(result: Result) -> str:
-    if result.value is None:
-        return "undefined"
-    return _digits(result.value) + ("" if result.stderr is None else f" ± {_digits(result.stderr)}")
-
-
-def _digits(value: float) -> str:
-    """Four decimals, or four digits where those would say nothing."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _listed(name: str, limit: int | None) -> str:
@@ -166,7 +135,7 @@ def _listed(name: str, limit: int | None) -> str:
     rows = ["?" if count is None else f"{count:,}" for _, _, count in sets]
     wide = max(len(one) for one, _, _ in sets)
     lines = [f"  {one:<{wide}} {count:>7} rows  {origin}" for (one, origin, _), count in zip(sets, rows, strict=True)]
-    about = textwrap.wrap(shipped().get(name, ""), 100, initial_indent="  ", subsequent_indent="  ")
+    about = textwrap.wrap(shipped().get(name, ""), WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([name, *about, *lines])
 
 
@@ -179,7 +148,9 @@ def _suite(options: argparse.Namespace) -> Suite:
     names = _names(options.suite)
     if not options.model or not names:
         raise UsageError("--model and --suite are needed; --list shows the shipped suites")
-    whole, problems = Suite(""), []
+    if options.data and not Path(options.data).is_dir():
+        raise UsageError(f"--data {options.data}: no such folder")
+    whole, problems, given = Suite(""), [], Counter[str]()
     for name in names:
         try:
             one = load_suite(name, limit=options.limit, data=options.data, seed=options.seed)
@@ -188,16 +159,19 @@ def _suite(options: argparse.Namespace) -> Suite:
             continue
         whole.sets += one.sets
         whole.lm_eval += one.lm_eval
-        problems += [f"combined.{name}: in two of the suites" for name in one.combined if name in whole.combined]
         whole.combined |= one.combined
+        given.update([*one.names, *one.combined])
+    twice = [name for name, count in given.items() if count > 1]
+    problems += [
+        f"--suite {options.suite}: {name!r} is the name of two sets; rename one, or give the suites one by one"
+        for name in twice
+    ]
+    try:
+        lm_eval_adapter.check(whole.lm_eval)
+    except LmEvalError as error:
+        problems.append(str(error))
     if problems:
         raise SuiteError("\n".join(problems))
-    check(whole.sets)
-    if whole.lm_eval:
-        lm_eval_adapter.check(whole.lm_eval)
-    twice = [name for name, count in Counter([*whole.names, *whole.combined]).items() if count > 1]
-    if twice:
-        raise SuiteError("\n".join(f"{name!r}: two of the suites' sets have this name" for name in twice))
     return whole
 
 

@@ -10,14 +10,15 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache as once
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 VERSION = 2  # of what a record means
-LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
+FLAGS = ("add_bos_token", "add_eos_token", "eos_token_id", "clean_up_tokenization_spaces", "split_special_tokens")
 WAIT = 60.0  # seconds for another writer to finish
 AT_ONCE = 500  # keys of one query; sqlite's limit is 999 in old builds
 
@@ -36,7 +37,7 @@ class Cache:
         """The records that are there, by key.
 
         Raises:
-            CacheError: the file is damaged.
+            CacheError: the file is damaged, or cannot be opened.
         """
         wanted = list(dict.fromkeys(keys))
         if not self.path.exists():
@@ -54,7 +55,7 @@ class Cache:
         """Keep records, all of them or none.
 
         Raises:
-            CacheError: the file is damaged, or another process holds it for a minute.
+            CacheError: the file is damaged, cannot be written, or another process holds it for a minute.
         """
         if not records:
             return
@@ -73,6 +74,9 @@ class Cache:
                 yield database
             finally:
                 database.close()
+        except sqlite3.OperationalError as error:  # held, not to be written, no room: what is in it is not lost
+            step = f"Has another process held it for {WAIT:.0f} s? Else look at its folder's rights and room."
+            raise CacheError(f"{self.path}: cannot be read or written ({error}). {step}") from error
         except (sqlite3.DatabaseError, ValueError) as error:
             step = "Delete it: what it held is measured again."
             raise CacheError(f"{self.path}: cannot be used ({error}). {step}") from error
@@ -84,14 +88,22 @@ def digest(*parts: Any) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 over what decides a tokenizer's ids: its state, special tokens and chat template."""
+    """SHA-256 over what decides a tokenizer's ids and texts: its state, special tokens, chat template and flags."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    flags = {name: getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "eos_token_id")}
+    if backend is None:
+        state = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:  # what stands before the added tokens is the padding and truncation that the last call asked for
+        state = backend.to_str()
+        state = state[state.index('"added_tokens"') :]
+    flags = {name: getattr(tokenizer, name, None) for name in FLAGS}
     return digest(type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map, flags)
 
 
 @once
 def versions() -> dict[str, str]:
-    """Versions of the libraries that scores depend on."""
-    return {name: version(name) for name in LIBRARIES}
+    """Versions of the libraries that scores depend on, of those that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from eval_harness.cache import digest
 from eval_harness.lineage import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Lineage, LoadError, weights_hashes
-from eval_harness.loading import load_tokenizer, made_of, weights_folder
+from eval_harness.loading import TOKENIZER, load_tokenizer, made_of, weights_folder
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -66,17 +66,13 @@ class Checkpoint:
         return digest(weights_hashes(weights), configs, adapters, self.lineage.quantization)
 
     def tokenizer(self) -> Any:
-        """Its own, else that of the weights beneath an adapter.
+        """Its own; of an adapter without one that of the weights beneath it.
 
         Raises:
             LoadError: there is none, or it cannot be read.
         """
-        try:
-            return load_tokenizer(self.folder)
-        except LoadError:
-            if not self.lineage.adapters:
-                raise
-            return load_tokenizer(self.lineage.place)
+        is_here = any((self.folder / name).is_file() for name in TOKENIZER)
+        return load_tokenizer(self.folder if is_here or not self.lineage.adapters else self.lineage.place)
 
 
 def _fetched(name: str, revision: str | None) -> Path:

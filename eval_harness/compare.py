@@ -1,8 +1,8 @@
 """Two measurements side by side, item by item: python -m eval_harness compare A.json B.json
 
 A set and measure of both documents are compared over the items that both have: B - A with a bootstrap interval
-(`eval_harness.metrics.statistics`). Refused, each with what differs: unequal definitions, unlike settings of prompts
-and generation, other n where there are no items to pair (a p-value such as forget_quality depends on n).
+(`eval_harness.metrics.statistics`). Refused, each with what differs: unequal definitions, unlike settings that the
+measure depends on, other n where there are no items to pair (a p-value such as forget_quality depends on n).
 
 Exit codes: 0 compared; 2 something asked for was refused or nothing is common (the rest is still printed), or bad
 input. `--set` and `--measure` narrow what is asked for.
@@ -20,12 +20,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from eval_harness.measures import MEASURES
 from eval_harness.results import Result, ResultError, aggregate, aggregation, from_document
 
 P_VALUES = ("forget_quality",)  # by how their definitions begin: shown side by side, never subtracted
 ROUNDING = 1e-5  # relative
 WIDTH = 80
-NAME = 25  # columns of a measure's name in the table; a longer one gets a line of its own
+NAME = 23  # columns of a measure's name in the table; a longer one gets a line of its own
 
 
 class CompareError(ValueError):
@@ -96,9 +97,14 @@ class Refusal:
 
 @dataclass(slots=True)
 class Comparison:
-    """All pairs, what was refused, what only one side has ("set measure"), and what a reader should know."""
+    """All pairs, what was refused, what only one side has ("set measure"), and what a reader should know.
+
+    a, b   what each side is, in words
+    """
 
     level: float
+    a: str
+    b: str
     pairs: list[Pair] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     only_a: list[str] = field(default_factory=list)
@@ -135,7 +141,7 @@ def compare(
     first, second = from_document(a), from_document(b)
     asked = list(dict.fromkeys([*_keys(first), *_keys(second)]))
     _check_asked(asked, sets, measures)
-    out = Comparison(level)
+    out = Comparison(level, _described(a), _described(b))
     for name, measure in asked:
         if (sets and name not in sets) or (measures and measure not in measures):
             continue
@@ -158,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         documents = [read(path) for path in (options.a, options.b)]
         found = compare(*documents, sets=options.set, measures=options.measure, level=options.level)
+        found.a, found.b = f"{options.a}: {found.a}", f"{options.b}: {found.b}"
     except (CompareError, ResultError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -186,17 +193,23 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def table(found: Comparison) -> str:
-    """At most 80 columns: by set its measures with A, B, B - A, interval and verdict; then what is only on one side."""
-    lines = [f"{'set':<{NAME}} {'A':>8} {'B':>8} {'B - A':>8}  [{found.level:.3g} interval]"]
+    """At most 80 columns: what A and B are; by set its measures with A, B, B - A, interval and verdict; what is only on
+    one side."""
+    lines = [line for side in (f"A  {found.a}", f"B  {found.b}") for line in _wrapped(side)]
+    lines += ["", f"{'set':<{NAME}} {'A':>8} {'B':>8} {'B - A':>8}  [{found.level:.3g} interval]"]
     for name, group in groupby(found.pairs, key=lambda pair: pair.set):
         pairs = list(group)
         alike = len({pair.n for pair in pairs}) == 1
-        lines.append(f"{name} (n = {pairs[0].n})" if alike else name)
+        lines += _wrapped(f"{name} (n = {pairs[0].n})" if alike else name)
         for pair in pairs:
             lines += _lines(pair, says_n=not alike)
     for side, names in (("A", found.only_a), ("B", found.only_b)):
-        lines += textwrap.wrap(f"only in {side}: {', '.join(names)}", WIDTH) if names else []
-    return "\n".join([*lines, *(line for note in found.notes for line in textwrap.wrap(note, WIDTH))])
+        lines += _wrapped(f"only in {side}: {', '.join(names)}") if names else []
+    return "\n".join([*lines, *(line for note in found.notes for line in _wrapped(note))])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="   ", break_on_hyphens=False)
 
 
 def _lines(pair: Pair, says_n: bool) -> Iterator[str]:
@@ -211,7 +224,7 @@ def _lines(pair: Pair, says_n: bool) -> Iterator[str]:
     said = [f"n = {pair.n}"] if says_n else []
     said += [f"{count} items only in {side}" for side, count in (("A", pair.only_a), ("B", pair.only_b)) if count]
     said += [f"{len(pair.left_out)} not a number: {_some(pair.left_out)}"] if pair.left_out else []
-    said += [pair.reason] if pair.reason else []
+    said += [pair.reason] if pair.reason and pair.verdict != "equal" else []
     yield from textwrap.wrap("; ".join(said), WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
@@ -262,7 +275,8 @@ def _refusal(
 ) -> Refusal | None:
     if a.definition != b.definition:
         return Refusal(name, measure, "definitions", a.definition, b.definition)
-    unlike = [key for key in {**settings_a, **settings_b} if settings_a.get(key) != settings_b.get(key)]
+    used = [key for key in {**settings_a, **settings_b} if _depends(measure, a.definition, key)]
+    unlike = [key for key in used if settings_a.get(key) != settings_b.get(key)]
     if unlike and settings_a and settings_b:
         said = [", ".join(f"{key} = {side.get(key)!r}" for key in unlike) for side in (settings_a, settings_b)]
         return Refusal(name, measure, "settings", *said)
@@ -271,12 +285,33 @@ def _refusal(
     return None
 
 
+def _depends(measure: str, definition: str, key: str) -> bool:
+    """Whether a measure depends on a setting of its set. lm-eval's definitions name every setting themselves."""
+    if definition.startswith("lm_eval:"):
+        return False
+    known = MEASURES.get(measure)
+    if key != "generation" or known is None:
+        return True
+    return "generation" in known.asks or "(generate," in definition
+
+
 def _settings(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What a document says of a set's prompts and continuations; ids hold the rows too, which are paired by item."""
     return {key: value for key, value in document.get("settings", {}).get(name, {}).items() if key != "id"}
 
 
+def _described(document: Mapping[str, Any]) -> str:
+    """Model, weights, and how they are held where that is not the default; so many rows of each set."""
+    said = [str(document.get("model", "a model without a name"))]
+    said += [f"weights {document['weights'][:8]}"] if document.get("weights") else []
+    usual = {"dtype": "auto", "quantization": "trained", "limit": None}
+    said += [f"{key} {document[key]}" for key, value in usual.items() if document.get(key, value) != value]
+    return ", ".join(said)
+
+
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    if a.get("weights") and a.get("weights") == b.get("weights"):
+        yield "A and B are measurements of the same weights"
     first, second = a.get("libraries", {}), b.get("libraries", {})
     unlike = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     if unlike and first and second:
@@ -300,11 +335,15 @@ def _check_asked(known: Sequence[tuple[str, str]], sets: Sequence[str], measures
 
 
 def _number(value: float | None, sign: bool = False) -> str:
+    """At most eight characters: four decimals, or an exponent where they say nothing or are too many."""
     if value is None:
         return "-"
     mark = "+" if sign else ""
     size = abs(value)
-    return f"{value:{mark}{'.4f' if size < 10 else '.3f' if size < 100 else '.4g'}}"
+    if 0 < size < 5e-4 or size >= 1e5:
+        return f"{value:{mark}.1e}"
+    form = ".4f" if size < 10 else ".3f" if size < 100 else ".2f" if size < 1000 else ".0f"
+    return f"{value:{mark}{form}}"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

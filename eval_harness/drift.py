@@ -138,9 +138,16 @@ def token_drift(
 
     Both models are read in eval mode; their flags, and which adapter tensors are trained, are restored.
     """
-    import torch
-
-    from eval_harness.scoring import batches, check_stop, context_length, eval_mode, fair, fitting_tokens, halving
+    from eval_harness.scoring import (
+        batches,
+        check_stop,
+        context_length,
+        eval_mode,
+        fair,
+        fitting_tokens,
+        halving,
+        without_gradients,
+    )
     from eval_harness.sharding import spread
 
     readers = _readers(model, base)
@@ -149,7 +156,7 @@ def token_drift(
     asked = [i for i, s in enumerate(sequences) if out[i] is not None and any(s.is_target[1:])]
     lengths = [len(s.input_ids) for s in sequences]
     done = len(sequences) - len(asked)
-    with torch.inference_mode(), eval_mode(readers[0].model), eval_mode(readers[1].model):
+    with without_gradients(readers[0].model), eval_mode(readers[0].model), eval_mode(readers[1].model):
         tokens = fair(batch_tokens or fitting_tokens(model, shard), [lengths[i] for i in asked], shard)
 
         def compared(batch: list[int]) -> list[TokenDrift]:

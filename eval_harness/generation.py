@@ -43,6 +43,7 @@ class Generation:
         """Every setting that is not its default, e.g. "new=32,stop=1:9e1a": part of a measure's id."""
         said = {key: value for key, value in asdict(self).items() if value != getattr(Generation(), key)}
         names = {"max_new_tokens": "new", "temperature": "t"}
+        said |= {key: f"{said[key]:g}" for key in ("temperature", "top_p") if key in said}  # 1 and 1.0 are one setting
         if "stop" in said:
             digest = hashlib.sha256("\0".join(self.stop).encode()).hexdigest()[:4]
             said["stop"] = f"{len(self.stop)}:{digest}"
@@ -87,13 +88,12 @@ def generate(
         batch_tokens, should_stop, progress, shard: as in `eval_harness.scoring.score`.
 
     Returns:
-        The new ids, up to and including the first end token (the tokenizer's eos, and those that the
-        model's generation config names) or the token that completes a stop string. The generation config's other
-        settings (sampling, penalties) are not used.
+        The new ids, up to and including the first end token (the tokenizer's eos, those that the model's generation
+        config names, stop strings that are special tokens) or the token that completes a stop string. The generation
+        config's other settings (sampling, penalties) are not used.
 
     Raises:
-        ScoringError: an empty prompt, or one that fills the model's context.
-        ScoringError: the logits are NaN.
+        ScoringError: an empty prompt, one that fills the model's context, or logits that are NaN.
         Interrupted: should_stop said so.
         ValueError: no max_new_tokens.
     """
@@ -112,7 +112,7 @@ def generate(
                 f"context of {limit} tokens"
             )
     out: list[list[int]] = [[] for _ in prompts]
-    ends = end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer, how.stop)
     done = 0
     with without_gradients(model), eval_mode(model):
 
@@ -133,11 +133,13 @@ def generate(
     return out
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the tokenizer's eos and the generation config's."""
+def end_ids(model: Any, tokenizer: Any, stop: Sequence[str] = ()) -> list[int]:
+    """Ids that end an answer: the tokenizer's eos, the generation config's, and stop strings that are special tokens,
+    which stand in no text."""
+    special = [tokenizer.convert_tokens_to_ids(one) for one in stop if one in tokenizer.all_special_tokens]
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
-    return sorted({i for i in [tokenizer.eos_token_id, *listed] if i is not None})
+    return sorted({i for i in [tokenizer.eos_token_id, *listed, *special] if i is not None})
 
 
 def _by_room(
@@ -178,15 +180,20 @@ def _greedy(model: Any, new_tokens: int, ends: list[int]) -> Iterator[None]:
     model's (Qwen ships a repetition penalty), and then it is no longer the arg max."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper may hold its own
+    owners = [one for one in (model, causal) if "generation_config" in vars(one)]
+    before = [one.generation_config for one in owners]
     pad = ends[0] if ends else 0
-    model.generation_config = GenerationConfig(
+    ours = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
     )
+    for one in owners:
+        one.generation_config = ours
     try:
         yield
     finally:
-        model.generation_config = own
+        for one, own in zip(owners, before, strict=True):
+            one.generation_config = own
 
 
 def _refuse_nan(input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """A set of rows that are measured together, what a model is asked about each, and what came back.
 
     answer       the row's own answer, end tokens included
+    references   its further right answers, where any row of the set has some
     choices      every choice of a row that has some; its own answer is one of them
     paraphrase   the answer in other words
     perturbed    wrong answers of the same form
     text         the text of a text row, in windows of the model's context
     generation   a continuation of the prompt
 
-What a measure needs of these is kept in a Record, which is what the cache holds: equal rows asked the same way of
-the same weights are never scored twice.
+What a measure needs of these is kept in a Record, which is what the cache holds: what it has of a row that was asked
+the same way of the same weights is not scored again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from eval_harness.generation import Generation
 from eval_harness.prompts import Prompting
 from eval_harness.rows import Row
 
-Ask = Literal["answer", "choices", "paraphrase", "perturbed", "text", "generation"]
+Ask = Literal["answer", "references", "choices", "paraphrase", "perturbed", "text", "generation"]
 TOO_LONG = "longer_than_context"
 NO_TARGET = "no_target_token"
 
@@ -92,10 +93,12 @@ class Answer:
 class Record:
     """What came back of one ask about one row.
 
-    answers           in the order asked: one answer, the choices, the perturbed ones, or the windows of a text
+    answers           in the order asked: one answer, its further ones, the choices, the perturbed ones, or the windows
+                      of a text
     problem           why it could not be scored, as counted under `excluded`; None where it could
     generated         what was written, reasoning and stop string removed
-    exact             whether the ids written are those of the row's own answer and end
+    exact             whether the ids written are those of the row's answer, or of a further right one, and its end;
+                      None where nobody asked
     surviving_bytes   of a text, after decode(encode(text))
     window            tokens of a text's windows
     """
@@ -138,6 +141,17 @@ class Item:
         return self.answers("choices")[self.row.choices.index(self.row.completion or "")]
 
     @property
+    def is_exact(self) -> bool:
+        """Greedy decoding writes the answer, or a further right one that was asked about, and ends."""
+        others = self.answers("references") if "references" in self.records else []
+        return any(one.writes_it for one in (self.own, *others))
+
+    @property
+    def references(self) -> list[str]:
+        """Every right answer, the row's own first."""
+        return [self.row.completion or "", *self.row.references]
+
+    @property
     def written(self) -> str:
         return self.records["generation"].generated or ""
 
@@ -166,6 +180,11 @@ class Measured:
         problems = [item.problem(asks) for item in self.items]
         excluded: Counter[str] = Counter(reason for reason in problems if reason is not None)
         return [item for item, reason in zip(self.items, problems, strict=True) if reason is None], excluded
+
+    @property
+    def has_references(self) -> bool:
+        """Whether any row has further right answers: then the best of them counts, and the definition says so."""
+        return any(row.references for row in self.eval_set.rows)
 
     @property
     def generation(self) -> str:

@@ -6,7 +6,6 @@ are the same. Importing this imports neither lm_eval nor torch.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eval_harness import prompts, results
 from eval_harness.results import Result
+from eval_harness.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from eval_harness.scoring import Progress, ShouldStop
@@ -73,6 +73,8 @@ def check(sets: Sequence[LmEvalSet]) -> None:
     Raises:
         LmEvalError: all problems, one a line: a missing package, an unknown task, data that are not here, ...
     """
+    if not sets:
+        return
     problems = [f"set {name!r}: given {n} times" for name, n in Counter(one.name for one in sets).items() if n > 1]
     with _undisturbed():
         for one in sets:
@@ -322,8 +324,7 @@ def _manager(one: LmEvalSet) -> Any:
         return local
     names = [*(local.all_tasks if local else ()), *_shipped().all_tasks]
     if one.task not in names:
-        near = difflib.get_close_matches(one.task, names, n=3)
-        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(one.task, names, most=3)
         where = f" or in {one.include_path} (a file that is not readable YAML is skipped)" if one.include_path else ""
         raise LmEvalError(f"set {one.name!r}: task {one.task!r}: not among lm-eval's tasks{where}. {hint}".rstrip())
     if local is None or one.task not in local.task_index:

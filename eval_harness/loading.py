@@ -289,7 +289,8 @@ def weights_folder(lineage: Lineage) -> Path:
         _check_folder(lineage.place)
     if folder.is_dir():
         return folder
-    which = f"the weights beneath {lineage.adapters[-1].name}" if lineage.adapters else "the weights"
+    top = lineage.adapters[-1] if lineage.adapters else None
+    which = f"the weights beneath {top.folder or top.name}" if top else "the weights"
     step = "say where they are with base (--base on the command line)" if lineage.adapters else "give their folder"
     if _meant_as_path(lineage.place):
         raise LoadError(f"{lineage.place}: {which} are not there; {step}")

@@ -6,16 +6,15 @@ row by row. `eval_harness.measures` lists the measures, docs/measures.md explain
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from eval_harness import prompts
+from eval_harness import measures, prompts
 from eval_harness.cache import VERSION, Cache, digest, tokenizer_digest, versions
 from eval_harness.items import NO_TARGET, TOO_LONG, Answer, Ask, EvalSet, Item, Measured, Record
 from eval_harness.measures import MEASURES
@@ -23,6 +22,7 @@ from eval_harness.measures.texts import surviving_bytes
 from eval_harness.prompts import Encoded, PromptError
 from eval_harness.results import Result
 from eval_harness.rows import Row
+from eval_harness.suggest import did_you_mean
 
 if TYPE_CHECKING:  # scoring needs torch; a plan can be checked without
     from eval_harness.scoring import Progress, Score, ShouldStop
@@ -71,7 +71,8 @@ def measure(
         set name -> measure -> Result.
 
     Raises:
-        MeasureError: two sets of one name, an empty set, an unknown measure, one that does not apply.
+        MeasureError: two sets of one name, an empty set, an unknown measure, one that does not apply; a reasoning
+            pattern that takes too long.
         PromptError: a row that the tokenizer cannot render.
         ScoringError: the model's logits are NaN.
         Interrupted: should_stop said so.
@@ -182,8 +183,9 @@ def set_definition(one: EvalSet, tokenizer: Any) -> str:
     names = one.measures or default_measures(one.rows)
     shots = draw_shots(one)
     rows = [[row.id, row.separator] for row in one.rows]
-    how = [one.exact_match, one.generation.definition(), one.prompting.strip_reasoning, one.group]
-    return digest(rows, names, how, _prompt_key(one, shots, tokenizer), tokenizer_digest(tokenizer), VERSION)
+    how = [one.exact_match, one.generation.definition(), one.generation.stop, one.prompting.strip_reasoning, one.group]
+    meaning = [VERSION, measures.VERSION]
+    return digest(rows, names, how, _prompt_key(one, shots, tokenizer), tokenizer_digest(tokenizer), meaning)
 
 
 def draw_shots(one: EvalSet) -> list[Row]:
@@ -207,11 +209,12 @@ def draw_shots(one: EvalSet) -> list[Row]:
 
 @dataclass(slots=True)
 class _Plan:
-    """A set with what its measures ask of the model."""
+    """A set with what its measures ask of the model; exact: what is written is compared with the answers, id by id."""
 
     eval_set: EvalSet
     asks: tuple[Ask, ...]
     statistics: bool
+    exact: bool
     shots: list[Row]
     prompting: str
     prompt_key: Any
@@ -225,7 +228,8 @@ class _Plan:
         is_text = one.rows[0].kind == "text"
         prompting = "text" if is_text else one.prompting.definition(tokenizer, shots)
         statistics = any(MEASURES[name].statistics for name in names)
-        return cls(one, tuple(asks), statistics, shots, prompting, _prompt_key(one, shots, tokenizer))
+        exact = one.exact_match == "generate" and "exact_match" in names
+        return cls(one, tuple(asks), statistics, exact, shots, prompting, _prompt_key(one, shots, tokenizer))
 
     def key(self, row: Row, ask: Ask) -> Any:
         """What decides the record of an ask about a row, beside model and tokenizer."""
@@ -235,13 +239,17 @@ class _Plan:
         if ask == "generation":
             how = self.eval_set.generation
             settings = [how.definition(), list(how.stop), self.eval_set.prompting.strip_reasoning]
-            return [ask, asked, row.completion, settings]
+            return [ask, asked, texts_of(row, ask) if self.exact else None, settings]
         right = row.completion if ask == "choices" else None  # the one choice that is scored with its end
         return [ask, asked, texts_of(row, ask), right, self.statistics]
 
 
 def texts_of(row: Row, ask: Ask) -> tuple[str | None, ...]:
-    """What an ask scores after the row's prompt; None is a conversation's own answers."""
+    """What an ask scores after the row's prompt, or compares what is written with; None is a conversation's own."""
+    if ask == "generation":
+        return (row.completion, *row.references)
+    if ask == "references":
+        return row.references
     if ask == "choices":
         return row.choices
     if ask == "paraphrase":
@@ -329,11 +337,12 @@ class _Asking:
             done += len(part)
             yield part
 
-    def _progress(self, done: int, total: int) -> None:
-        """Sequences of the present part, told as rows asked of all."""
+    def _progress(self, done: int, total: int, before: int = 0, of: int | None = None) -> None:
+        """Sequences of the present part, told as rows asked of all; `before` of them, `of` all, were done in a call
+        of their own."""
         if self.progress is not None:
-            before, size, all_of_them = self._before
-            self.progress(before + size * done // total, all_of_them)
+            rows, size, all_of_them = self._before
+            self.progress(rows + size * (before + done) // (of or total), all_of_them)
 
     def _score(self, todo: Sequence[_Todo]) -> None:
         from eval_harness.scoring import context_length, score
@@ -398,14 +407,16 @@ class _Asking:
 
         limit = context_length(self.model)
         how = todo[0].plan.eval_set.generation
-        by_room: dict[int, list[tuple[_Todo, Encoded, list[int]]]] = {}
+        by_room: dict[int, list[tuple[_Todo, list[Encoded], list[int]]]] = {}
         for one in todo:
-            (own,), asked = self.encoded(replace(one, ask="answer"), 0), self._prompt(one)
-            needed = how.max_new_tokens or _power_of_two(len(own.input_ids) - len(asked))
-            if limit is not None and len(asked) + (how.max_new_tokens or len(own.input_ids) - len(asked)) > limit:
+            right, asked = self.encoded(one, 0) if one.plan.exact else [], self._prompt(one)
+            needed = how.max_new_tokens or max(len(answer.input_ids) for answer in right) - len(asked)
+            if limit is not None and len(asked) + needed > limit:
                 one.item.records["generation"] = Record(problem=TOO_LONG)
             else:
-                by_room.setdefault(needed, []).append((one, own, asked))
+                room = how.max_new_tokens or _power_of_two(needed)
+                by_room.setdefault(room, []).append((one, right, asked))
+        done, total = 0, sum(map(len, by_room.values()))
         for room, part in sorted(by_room.items(), reverse=True):
             new = generate(
                 self.model,
@@ -414,11 +425,13 @@ class _Asking:
                 how.limited_to(room),
                 batch_tokens=self.batch_tokens,
                 should_stop=self.should_stop,
-                progress=self._progress,
+                progress=partial(self._progress, before=done, of=total),
                 shard=self.shard,
             )
-            for (one, own, asked), ids in zip(part, new, strict=True):
-                one.item.records["generation"] = self._written(one, own, asked, ids)
+            done += len(part)
+            for (one, right, asked), ids in zip(part, new, strict=True):
+                exact = any(_is_written(answer, len(asked), ids) for answer in right) if right else None
+                one.item.records["generation"] = Record(generated=self._text(one, ids), exact=exact)
 
     def _prompt(self, one: _Todo) -> list[int]:
         how = one.plan.eval_set.prompting
@@ -426,20 +439,29 @@ class _Asking:
             self.tokenizer, one.item.row, how.chat_template, system=how.system, shots=one.plan.shots
         )
 
-    def _written(self, one: _Todo, own: Encoded, asked: list[int], ids: list[int]) -> Record:
+    def _text(self, one: _Todo, ids: list[int]) -> str:
+        """What was written, without stop string and reasoning."""
         from eval_harness.metrics.text import strip_reasoning, until_stop
 
         pattern = one.plan.eval_set.prompting.strip_reasoning
         text = self.tokenizer.decode(ids, skip_special_tokens=pattern is None)
         text = until_stop(text, one.plan.eval_set.generation.stop)
         if pattern is not None:  # the marks of reasoning may be special tokens
-            text = strip_reasoning(text, pattern)
+            try:
+                text = strip_reasoning(text, pattern)
+            except TimeoutError as error:
+                raise MeasureError(f"set {one.plan.eval_set.name!r}: strip_reasoning: {error}") from error
             for token in self.tokenizer.all_special_tokens:
                 text = text.replace(token, "")
-        # Of several end tokens the first: decoding stops there. The rest of the template is no target.
-        target = [i for i, is_target in zip(own.input_ids, own.is_target, strict=True) if is_target]
-        needed = target[: len(target) - max(0, own.end_tokens - 1)]
-        return Record(generated=text.strip(), exact=own.start == len(asked) and ids[: len(needed)] == needed)
+        return text.strip()
+
+
+def _is_written(answer: Encoded, prompt: int, ids: list[int]) -> bool:
+    """Whether ids written after so many of the prompt are those of an answer and its first end token: decoding stops
+    there, and the rest of a template is no target."""
+    target = [i for i, is_target in zip(answer.input_ids, answer.is_target, strict=True) if is_target]
+    needed = target[: len(target) - max(0, answer.end_tokens - 1)]
+    return answer.start == prompt and ids[: len(needed)] == needed
 
 
 def _parts(todo: Sequence[_Todo]) -> Iterator[list[_Todo]]:
@@ -473,7 +495,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _opened(model: Any) -> Any:
-    return model() if isinstance(model, FunctionType | partial) else model
+    return model() if isinstance(model, FunctionType | MethodType | partial) else model
 
 
 def _problems(one: EvalSet) -> Iterator[str]:
@@ -485,14 +507,14 @@ def _problems(one: EvalSet) -> Iterator[str]:
     names = one.measures or default_measures(one.rows)
     for name in names:
         if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, MEASURES)
             yield f"set {one.name!r}: unknown measure {name!r}: {hint}known: {', '.join(MEASURES)}"
             continue
         unfit = next((row for row in one.rows if not _applies(name, row)), None)
         if unfit is not None:
             yield f"set {one.name!r}: {name} does not apply to {_form(name, unfit)} (row {unfit.id})"
     yield from (f"set {one.name!r}: generate.{problem}" for problem in one.generation.problems())
+    yield from (f"set {one.name!r}: {problem}" for problem in one.prompting.problems())
     known = [MEASURES[name] for name in names if name in MEASURES]
     if any("generation" in measure.asks for measure in known) and one.generation.max_new_tokens is None:
         yield f"set {one.name!r}: what is written has no end: give generate.max_new_tokens, e.g. 64"

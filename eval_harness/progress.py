@@ -1,7 +1,12 @@
-"""How far a measurement is, on stderr: one line that moves on a terminal, else a line with the time now and then."""
+"""How far a measurement is, on stderr: one line that moves on a terminal, else a line with the time now and then.
+
+A share, not a count: a row is asked about once for its answer, once for all of its choices, once more if something must
+be written, and what an earlier measurement knows is not asked again.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +29,7 @@ class Progress:
         self.clock = clock
         self.name = ""
         self.said = -EVERY  # when the last line was written
+        self.line = ""  # which
         self.bar: Any = None
 
     def begin(self, name: str) -> None:
@@ -41,16 +47,18 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.bar.tasks[0].id, description=self.name, completed=done, total=total)
         elif self.clock() - self.said >= EVERY or done == total:
-            self.said = self.clock()
-            self.say(f"{self.name}: {done} of {total}")
+            before, self.line = self.line, f"{self.name}: {100 * done // total if total else 100} %"
+            if self.line != before:
+                self.said = self.clock()
+                self.say(self.line)
 
     def __enter__(self) -> Progress:
-        if self.stream.isatty():
+        if self.stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown"):
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
             times = (TimeElapsedColumn(), TimeRemainingColumn())
             self.bar = Bar(*columns, *times, console=Console(file=self.stream), transient=True)
             self.bar.add_task(self.name, total=None)

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from eval_harness.rows import Row
 
@@ -56,6 +57,17 @@ class Prompting:
         said += [f"{len(shots)}-shot:{_hash(''.join(shot.id for shot in shots))}"] if shots else []
         said += [f"reasoning:{_hash(self.strip_reasoning)}"] if self.strip_reasoning is not None else []
         return ",".join(said)
+
+    def problems(self) -> Iterator[str]:
+        """A reasoning pattern that is none, as `field = value: what is allowed`."""
+        if self.strip_reasoning is None:
+            return
+        import regex
+
+        try:
+            regex.compile(self.strip_reasoning)
+        except regex.error as error:
+            yield f"strip_reasoning = {self.strip_reasoning!r}: must be a regular expression ({error})"
 
 
 @dataclass(slots=True)
@@ -105,18 +117,26 @@ def encode(
         shots: solved completion rows put before a completion row: turns of the conversation, or paragraphs.
 
     Raises:
-        PromptError: a conversation without a chat template, a template without {% generation %} for a
-            chat row, a prompt that the template does not render as a prefix, or no eos token.
+        PromptError: a conversation where no chat template is used, a template without {% generation %} for a
+            chat row, messages that a template refuses, a prompt that it does not render as a prefix, or no eos token.
     """
     if row.kind == "text":
         return _text(tokenizer, row.text or "")
     if row.kind == "chat":
-        _require_template(tokenizer, "a conversation (`messages`)")
+        _require_template(tokenizer, chat_template, "a conversation (`messages`)")
         return _conversation(tokenizer, _messages(row, system))
     answer = row.completion if completion is None else completion
     if answer is None:
         raise PromptError(f"row {row.id}: a completion row without a completion cannot be encoded")
     return encode_answers(tokenizer, row, [answer], chat_template, system=system, shots=shots)[0]
+
+
+def one_of_each_form(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each form that is rendered in a way of its own: what the others of it need is known by it."""
+    first: dict[tuple[str, bool], Row] = {}
+    for row in rows:
+        first.setdefault((row.kind, row.prompt is None), row)
+    return list(first.values())
 
 
 def encode_answers(
@@ -157,7 +177,7 @@ def prompt_ids(
     if row.kind == "text":
         return _with_bos(tokenizer, _ids(tokenizer, row.text or "", special=False))
     if row.kind == "chat":
-        _require_template(tokenizer, "a conversation (`messages`)")
+        _require_template(tokenizer, chat_template, "a conversation (`messages`)")
         messages = _messages(row, system)
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         return _ids(tokenizer, _render(tokenizer, messages[:last], generation=True), special=False)
@@ -254,9 +274,10 @@ def _conversation(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Encoded
             "{% generation %} ... {% endgeneration %} around the assistant's content and end token in "
             "tokenizer.chat_template, or give rows as {prompt, completion}"
         )
-    out = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    with _in_words(messages):
+        out = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
     ids, is_target = list(out["input_ids"]), [bool(mask) for mask in out["assistant_masks"]]
     if not any(is_target):
         raise PromptError(
@@ -287,21 +308,41 @@ def _said(row: Row) -> dict[str, str]:
 
 def _plain_prompt(row: Row, system: str | None, shots: Sequence[Row] = ()) -> str:
     if any(one.prompt is None for one in (row, *shots)):
-        _require_template(tokenizer=None, what="a prompt given as messages")
+        _refuse_messages("a prompt given as messages")
     solved = [f"{shot.prompt}{shot.separator}{shot.completion}" for shot in shots]
     return SHOT_GAP.join([*([] if system is None else [system]), *solved, row.prompt or ""])
 
 
-def _require_template(tokenizer: Any, what: str) -> None:
-    if tokenizer is None or not tokenizer.chat_template:
-        raise PromptError(
-            f"{what} needs a chat template, and none is used here: set tokenizer.chat_template and "
-            "chat_template: auto, or give rows whose prompt and completion are plain strings"
-        )
+def _require_template(tokenizer: Any, chat_template: ChatTemplate, what: str) -> None:
+    if resolve(tokenizer, chat_template) == "plain":
+        _refuse_messages(what)
+
+
+def _refuse_messages(what: str) -> NoReturn:
+    raise PromptError(
+        f"{what} needs a chat template, and none is used here: set tokenizer.chat_template and "
+        "chat_template: auto, or give rows whose prompt and completion are plain strings"
+    )
 
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, str]], *, generation: bool) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+    with _in_words(messages):
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+
+
+@contextmanager
+def _in_words(messages: Sequence[dict[str, str]]) -> Iterator[None]:
+    """What a template raises (some take no system message, or want user and assistant in turns) as PromptError."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise PromptError(
+            f"the chat template refuses a conversation of {roles}: {error}. Leave out the message that it does not "
+            "take (`system`, shots), or give the tokenizer another template"
+        ) from error
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:

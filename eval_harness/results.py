@@ -92,10 +92,15 @@ def from_items(
     values = list(per_item.values())
     skipped = {reason: count for reason, count in (excluded or {}).items() if count}
     if not values:
-        reason = f"no item could be measured (excluded: {skipped or 'none'})"
-        return Result(None, 0, None, definition, higher_is_better, {}, skipped, reason)
+        return Result(None, 0, None, definition, higher_is_better, {}, skipped, no_item(skipped))
     mean = math.fsum(values) / len(values)
     return Result(mean, len(values), _stderr(values, mean), definition, higher_is_better, per_item, skipped, note)
+
+
+def no_item(excluded: Mapping[str, int]) -> str:
+    """The note of a result without items: `no item could be measured: 4 longer_than_context`."""
+    why = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+    return f"no item could be measured: {why}" if why else "no item could be measured"
 
 
 def aggregation(result: Result) -> Aggregation | None:
@@ -152,13 +157,18 @@ def from_document(document: Mapping[str, Any]) -> dict[str, dict[str, Result]]:
     """Read what `to_document` made.
 
     Raises:
-        ResultError: another schema version, or none.
+        ResultError: another schema version, or none; results of another shape.
     """
     if document.get("schema_version") != SCHEMA_VERSION:
         found = document.get("schema_version")
         raise ResultError(f"schema_version = {found!r}: this version reads {SCHEMA_VERSION}; measure again")
-    sets = document["results"]
-    return {name: {measure: Result.from_json(r) for measure, r in by.items()} for name, by in sets.items()}
+    try:
+        sets = document["results"].items()
+        return {name: {measure: Result.from_json(one) for measure, one in by.items()} for name, by in sets}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, ResultError):
+            raise
+        raise ResultError(f"results: not of the schema ({type(error).__name__}: {error}); measure again") from error
 
 
 def schema(kind: Kind = "document") -> dict[str, Any]:

@@ -10,7 +10,8 @@ A raw row (a JSON object, a line of CSV, a record of a hub data set) is recognis
     {text}                                                        plain text
 
 A question's row may bring `paraphrased_answer` and `perturbed_answer` (or `perturbed_answers`): the right answer in
-other words and a list of wrong ones of its form, as TOFU's sets do.
+other words and a list of wrong ones of its form, as TOFU's sets do. Any row with one answer may bring `references`, or
+`answers` as a list: further right answers. Measures that compare with a reference take the best.
 
 Nothing is added to what a row says: no "Question:", no "Answer:". Without a chat template a space
 stands between the question and its answer; TRL's two strings are joined literally, as TRL does.
@@ -29,6 +30,7 @@ ANSWER_NAMES = ("answer", "output", "response")
 FIELDS = (
     *("instruction", "input", "question", *ANSWER_NAMES, "choices", "answer_index"),
     *("prompt", "completion", "messages", "text", "paraphrased_answer", "perturbed_answer", "perturbed_answers"),
+    *("references", "answers"),
 )
 FORMS = (
     "{instruction, input?, answer|output|response, choices?}, {question, choices, answer_index}, "
@@ -55,6 +57,7 @@ class Row:
     separator    what stands between prompt and completion where no chat template is used
     paraphrase   the answer in other words
     perturbed    wrong answers of the same form
+    references   further right answers
     id           first 16 hex digits of the SHA-256 of everything above but the separator
     """
 
@@ -67,12 +70,14 @@ class Row:
     separator: str = ""
     paraphrase: str | None = None
     perturbed: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
         if not self.id:
             content: list[Any] = [self.kind, self.prompt, self.messages, self.completion, self.text, self.choices]
             content += [self.paraphrase, self.perturbed] if self.paraphrase or self.perturbed else []
+            content += [self.references] if self.references else []
             object.__setattr__(self, "id", _sha256(json.dumps(content, sort_keys=True))[:16])
 
 
@@ -100,7 +105,9 @@ def canonical(raw: Mapping[str, Any], fields: Mapping[str, str] | None = None) -
     if "text" in row:
         return Row("text", text=_string(row, "text"))
     if "prompt" in row:
-        raise RowError(f"row without an answer: it has a prompt and no `completion` ({_found(row)}). {_use_fields()}")
+        raise RowError(
+            f"row without an answer: it has a prompt and no `completion` ({_found(row)}). {_use_fields('{completion: answer}')}"
+        )
     raise RowError(f"no known form: {_found(row)}. Known: {FORMS}. {_use_fields()}")
 
 
@@ -133,7 +140,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Row:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and not _is_list(completion):
         answer = _string(row, "completion", "answer")
-        return Row("completion", prompt=_string(row, "prompt"), completion=answer)
+        return Row("completion", prompt=_string(row, "prompt"), completion=answer, references=_references(row, answer))
     if not (_is_list(prompt) and _is_list(completion)):
         raise RowError(
             f"`prompt` is {type(prompt).__name__} and `completion` is {type(completion).__name__}: "
@@ -145,7 +152,8 @@ def _prompt_completion(row: Mapping[str, Any]) -> Row:
     answer = answer_messages[0]["content"]
     if not answer.strip():
         raise RowError("row with an empty answer: `completion` has no text")
-    return Row("completion", messages=_messages(row, "prompt"), completion=answer)
+    messages = _messages(row, "prompt")
+    return Row("completion", messages=messages, completion=answer, references=_references(row, answer))
 
 
 def _instruction(row: Mapping[str, Any]) -> Row:
@@ -176,7 +184,24 @@ def _answered(row: Mapping[str, Any], prompt: str, names: Sequence[str]) -> Row:
         separator=" ",
         paraphrase=_string(row, "paraphrased_answer") if row.get("paraphrased_answer") is not None else None,
         perturbed=_perturbed(row),
+        references=_references(row, answer, choices),
     )
+
+
+def _references(row: Mapping[str, Any], answer: str, choices: Sequence[str] = ()) -> tuple[str, ...]:
+    """Each once, without the answer itself. An `answers` that is no list is another field (SQuAD's is a mapping)."""
+    listed = [one for one in ("references", "answers") if row.get(one) is not None]
+    name = next((one for one in listed if one == "references" or _is_list(row[one])), None)
+    if name is None:
+        return ()
+    given = row[name]
+    if not _is_list(given) or not all(_is_scalar(one) and str(one).strip() for one in given):
+        raise RowError(f"{name} = {_short(given)}: must be a list of strings that are not empty")
+    others = tuple(dict.fromkeys(text for text in map(str, given) if text != answer))
+    wrong = next((one for one in others if one in choices), None)
+    if wrong is not None:
+        raise RowError(f"{name}: {wrong!r} is one of the choices and not the answer {answer!r}: it cannot be right too")
+    return others
 
 
 def _perturbed(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -259,8 +284,8 @@ def _found(row: Mapping[str, Any]) -> str:
     return f"fields found: {', '.join(map(str, row)) or 'none'}"
 
 
-def _use_fields() -> str:
-    return "If it is there under another name, map it with `fields:`, e.g. {question: q, answer: a}"
+def _use_fields(example: str = "{question: q, answer: a}") -> str:
+    return f"If it is there under another name, map it with `fields:`, e.g. {example}"
 
 
 def _short(value: Any) -> str:

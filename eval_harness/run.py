@@ -3,13 +3,15 @@
 DIR/SET.json      a set's results, written as soon as they are there, with the id of all that decided them
 DIR/results.json  everything, at the end
 DIR/.cache        records item by item (`eval_harness.cache`): equal rows are scored once
+
+A folder is of one model: its weights, their dtype, how they are held.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +34,10 @@ from eval_harness.suite import Suite
 TASK_FILES = {".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".parquet", ".txt"}
 
 Results = dict[str, dict[str, Result]]
+
+
+class FolderError(ValueError):
+    """A folder that holds the results of another model."""
 
 
 @dataclass(slots=True)
@@ -64,12 +70,13 @@ class Run:
         """Of all sets, then the quantities that combine them. The model is loaded when something must be scored.
 
         Raises:
+            FolderError: `out` holds another model's results.
             LoadError, Interrupted, and what `eval_harness.measure.measure` and `eval_harness.lm_eval_adapter.run`
             raise, on all processes.
         """
         self._tokenizer = self.ranks.together(self.checkpoint.tokenizer)
         self._weights = self.ranks.on_main(self.checkpoint.fingerprint)
-        self.ranks.on_main(self._forget_the_last)
+        self.ranks.on_main(self._claim)
         sets: list[EvalSet | LmEvalSet] = [*suite.sets, *map(self._asked, suite.lm_eval)]
         found: Results = {}
         for number, one in enumerate(sets, start=1):
@@ -77,6 +84,7 @@ class Run:
             found |= self._known_or_measured(one)
         found |= combine(suite.combined, found)
         self.ranks.on_main(lambda: self._write("results", found, self.settings))
+        self.ranks.on_main(lambda: self._name_others([one.name for one in sets]))
         return found
 
     def _asked(self, one: LmEvalSet) -> LmEvalSet:
@@ -145,14 +153,37 @@ class Run:
             write_json(self.out / f"{name}.json", self._document(found, settings))
 
     def _document(self, found: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"revision": self.checkpoint.revision, "weights": self._weights}
-        own |= {"made_of": self.checkpoint.lineage.describe(), "dtype": self.dtype, "quantization": self.quantization}
-        return to_document(found, **self.about, **own, settings=dict(settings), libraries=versions())
+        own = {"revision": self.checkpoint.revision, "made_of": self.checkpoint.lineage.describe()}
+        return to_document(found, **self.about, **own, **self._whose(), settings=dict(settings), libraries=versions())
 
-    def _forget_the_last(self) -> None:
-        """An earlier results.json would be taken for this measurement's if it ended early."""
+    def _whose(self) -> dict[str, str]:
+        return {"weights": self._weights, "dtype": self.dtype, "quantization": self.quantization}
+
+    def _claim(self) -> None:
+        """Refuse a folder of another model; forget its results.json, which would pass for one of an early end."""
+        own = self._whose()
+        for _, document in self._documents():
+            if any(document.get(key) != own[key] for key in own):
+                raise FolderError(
+                    f"{self.out}: holds results of {document.get('model', 'a model')} ({_model(document)}), not of "
+                    f"this model ({_model(own)}): give another folder with --out, or delete {self.out}"
+                )
         if self.out:
             (self.out / "results.json").unlink(missing_ok=True)
+
+    def _name_others(self, names: list[str]) -> None:
+        """Files of sets that this call was not asked for, so that nobody takes them for a part of its results."""
+        others = [name for name, _ in self._documents() if name not in (*names, "results")]
+        if others:
+            files = ", ".join(f"{name}.json" for name in others)
+            self.progress.say(f"{self.out} also holds {files}, measured earlier; results.json does not")
+
+    def _documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The measurements that the folder holds, by the name of their file."""
+        for file in sorted(self.out.glob("*.json")) if self.out else ():
+            document = _measurement(file)
+            if document is not None:
+                yield file.stem, document
 
 
 def _how(one: EvalSet, tokenizer: Any) -> dict[str, Any]:
@@ -164,13 +195,25 @@ def _how(one: EvalSet, tokenizer: Any) -> dict[str, Any]:
     return said | ({"generation": one.generation.definition()} if written else {})
 
 
+def _model(said: Mapping[str, Any]) -> str:
+    return f"weights {str(said.get('weights'))[:8]}, dtype {said.get('dtype')}, quantization {said.get('quantization')}"
+
+
+def _measurement(file: Path) -> dict[str, Any] | None:
+    """What a run wrote into a file; None where it is another one's, or damaged."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and {"schema_version", "weights"} <= document.keys() else None
+
+
 def _files(folder: str | None) -> dict[str, str]:
-    """Digests of the files of an include_path: a task's own code and rows decide its results."""
+    """Digests of the files of an include_path: a task's code and rows decide its results, earlier results do not."""
     if folder is None:
         return {}
     files = sorted(file for file in Path(folder).rglob("*") if file.suffix in TASK_FILES and file.is_file())
-    own = {one.parent for one in Path(folder).rglob("results.json")}  # folders that --out made
-    return {str(file): _sha256(file) for file in files if not own & set(file.parents)}
+    return {str(file): _sha256(file) for file in files if file.suffix != ".json" or _measurement(file) is None}
 
 
 def _sha256(file: Path) -> str:

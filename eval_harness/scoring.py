@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from eval_harness.errors import Interrupted, ScoringError
+from eval_harness.lineage import LORA
 from eval_harness.sharding import Shard, spread
 
 SHARES = 4  # batches that each rank gets at least, where there are as many sequences
@@ -67,11 +69,6 @@ class Score:
     def entropies(self) -> list[float] | None:
         """Nats per target token, where statistics were asked for."""
         return None if self.means is None else [-mean for mean in self.means]
-
-    @property
-    def greedy_tokens(self) -> int:
-        """How many of the first target tokens are the arg max, counted up to the first miss."""
-        return self.hits.index(False) if False in self.hits else len(self.hits)
 
     @property
     def is_greedy(self) -> bool:
@@ -263,7 +260,7 @@ def _rows(model: Any, sequences: Sequence[Scorable], asked: Sequence[int]) -> li
     for i in asked:
         groups.setdefault(tuple(sequences[i].input_ids[: _first(sequences[i])]), []).append(i)
     shared = [prefix for prefix, members in groups.items() if prefix and len(members) > 1]
-    able = bool(shared) and _can_branch(model, sequences[groups[shared[0]][0]].input_ids)
+    able = bool(shared) and _found(_can_branch, model, sequences[groups[shared[0]][0]].input_ids)
     window, width = _window(model), getattr(_text_config(model), "hidden_size", None) or 4096
     rows = []
     for prefix, members in groups.items():
@@ -395,7 +392,7 @@ def _can_branch(model: Any, ids: list[int]) -> bool:
     Asked of the model itself on a few tokens: a branch's logits are those of its sequence alone, and do not change
     by a bit when the other branch does. Flash attention, recurrent layers and learned prompts say no.
     """
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return False
     stem = (ids * 3)[:3]
     other = [(one + 1) % model.get_input_embeddings().num_embeddings for one in stem]
@@ -429,19 +426,49 @@ def _reader(model: Any, ids: list[int]) -> Reader:
     Some models scale or cap what their head returns, or put a prompt of their own before the ids. So the
     short way is taken only after it gave the model's own logits on the first tokens.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
+    if not _found(_is_head_on_hidden, model, ids):
+        return _all_logits(model)
+    causal = _causal(model)
+    vocabulary = getattr(_text_config(model), "vocab_size", None) or 2**17  # decides the size of chunks alone
+    return _gathered_logits(causal.base_model, causal.get_output_embeddings(), vocabulary)
+
+
+def _is_head_on_hidden(model: Any, ids: list[int]) -> bool:
+    causal = _causal(model)
     head, backbone = causal.get_output_embeddings(), causal.base_model
     if head is None or backbone is causal or _config_changes_logits(model):
-        return _all_logits(model)
+        return False
     probe = torch.tensor([ids[:8]], device=model.device)
     own = model(input_ids=probe, use_cache=False).logits
     try:
         short = head(_hidden(backbone(input_ids=probe, use_cache=False)))
     except (AttributeError, TypeError, RuntimeError):
-        return _all_logits(model)
-    if short.shape != own.shape or not _close(short, own):
-        return _all_logits(model)
-    return _gathered_logits(backbone, head, own.shape[-1])
+        return False
+    return short.shape == own.shape and _close(short, own)
+
+
+def _causal(model: Any) -> Any:
+    """The model beneath PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+_FOUND: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
+
+
+def _found(trait: Callable[[Any, list[int]], bool], model: Any, ids: list[int]) -> bool:
+    """What a few tokens tell of a model, asked once while it lives, for every way in which it may compute.
+
+    Adapters other than LoRA may put tokens of their own before the ids when they are active: asked each time.
+    """
+    if any(one.peft_type != LORA for one in getattr(model, "peft_config", {}).values()):
+        return trait(model, ids)
+    kind = model.device.type
+    attention = getattr(model.config, "_attn_implementation", None)
+    how = (trait.__name__, kind, model.dtype, attention, torch.is_autocast_enabled(kind))
+    known = _FOUND.setdefault(model, {})
+    if how not in known:
+        known[how] = trait(model, ids)
+    return known[how]
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
@@ -463,8 +490,8 @@ def _gathered_logits(backbone: Any, head: Any, vocabulary: int) -> Reader:
 
 def _all_logits(model: Any) -> Reader:
     def read(inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
-        logits = model(**inputs, use_cache=False).logits  # (B, L, V)
-        wanted = logits[rows, columns]
+        logits = model(**inputs, use_cache=False).logits  # (B, L, V), L with the model's own prompt where it has one
+        wanted = logits[rows, columns + logits.shape[1] - inputs["input_ids"].shape[1]]
         yield from wanted.split(max(1, LEAST_CHUNK // logits.shape[-1]))
 
     return read
@@ -475,7 +502,7 @@ def _hidden(output: Any) -> Tensor:
 
 
 def _config_changes_logits(model: Any) -> bool:
-    config = model.config.to_dict()
+    config = model.config.to_dict() | _text_config(model).to_dict()  # a composite model's own say nothing of its text
     names = [name for name in config if "logit" in name and name != "output_logits"]
     return any(config[name] not in (None, 1, 1.0, False) for name in names)
 

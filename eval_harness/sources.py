@@ -129,6 +129,19 @@ def _read_task(task: str, split: str, revision: str | None, data: str | Path | N
     return _shaped(raw, lambda row: found.asked(row, split), str(file or f"task = {task!r}, split {split!r}"))
 
 
+def hub_of(task: str, split: str, data: str | Path | None = None) -> str | None:
+    """The data set of the Hub that a task's rows would be read from; None where they are ours or a file of the folder.
+
+    Raises:
+        SourceError: no such task; no such folder.
+    """
+    found = find_task(task)
+    if found is None or split not in found.splits:
+        return None
+    name = found.file or task.partition("/")[2]
+    return None if data is not None and local_file(Path(data), name, split) else found.hub
+
+
 def _of_hub(task: str, found: Task, split: str, revision: str | None, data: str | Path | None) -> Sequence[RawRow]:
     if split not in found.splits:
         raise SourceError(
@@ -286,4 +299,9 @@ def _name(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return str(value)
+    fields = asdict(value)
+    if not fields.get("references"):  # they came later: rows without any keep the fingerprint that runs know them by
+        fields.pop("references", None)
+    return fields

@@ -19,9 +19,8 @@ suite's own file. docs/evaluate.md says what every key means.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,17 +31,19 @@ from eval_harness.combine import CombineError, check_combined
 from eval_harness.generation import Generation
 from eval_harness.items import EvalSet
 from eval_harness.lm_eval_adapter import LmEvalSet
-from eval_harness.measure import default_measures
+from eval_harness.measure import MeasureError, check, default_measures
 from eval_harness.measures import MEASURES
 from eval_harness.prompts import Prompting
 from eval_harness.rows import Row, RowError, canonical
 from eval_harness.sources import SourceError, find_task, read_rows
+from eval_harness.suggest import did_you_mean
 from eval_harness.suite_keys import ORIGINS
 from eval_harness.suite_keys import problems as of_set
 from eval_harness.tasks import Task
 
 SHIPPED = Path(__file__).parent / "suites"
 TOP = ("description", "sets", "combined")
+SHOWN = 3  # bad rows of a set that are named; the others are counted
 
 
 class SuiteError(ValueError):
@@ -80,7 +81,9 @@ def outline(name_or_path: str, *, limit: int | None = None) -> list[tuple[str, s
     Raises:
         SuiteError: unknown suite, or its file cannot be used.
     """
-    _, content = _checked(name_or_path)
+    path, content = _opened(name_or_path)
+    problems = [*_of_top(content), *(line for name, spec in content["sets"].items() for line in _of_keys(name, spec))]
+    _refuse(path, problems)
     return [(str(name), *_outlined(spec, limit)) for name, spec in content["sets"].items()]
 
 
@@ -100,27 +103,38 @@ def load_suite(
         SuiteError: unknown suite, unknown keys or values, sources without rows, rows of no known form or without what
             their measures need: all problems, one a line, each with its place.
     """
-    path, content = _checked(name_or_path)
+    path, content = _opened(name_or_path)
     suite = Suite(content.get("description", ""))
     reading = _Reading(path.parent, limit, data, seed)
-    problems = []
+    problems = list(_of_top(content))
+    unread: dict[str, tuple[str, ...]] = {}  # of a set that cannot be read no combined quantity shall complain
     for name, spec in content["sets"].items():
+        wrong = list(_of_keys(name, spec)) or list(reading.put(suite, str(name), spec))
+        unread |= {str(name): tuple(MEASURES)} if wrong else {}
+        problems += wrong
+    if _is_mapping_of_mappings(content.get("combined", {})):
+        suite.combined = {str(name): reading.combined(spec) for name, spec in content.get("combined", {}).items()}
+        measures = {one.name: one.measures or default_measures(one.rows) for one in suite.sets}
         try:
-            if "lm_eval" in spec:
-                suite.lm_eval.append(reading.lm_eval_set(str(name), spec))
-            else:
-                suite.sets.append(reading.eval_set(str(name), spec))
-        except (SourceError, RowError) as error:
-            problems += [f"{path}: sets.{name}: {line}" for line in str(error).splitlines()]
-    suite.combined = {str(name): reading.combined(spec) for name, spec in content.get("combined", {}).items()}
-    if not problems:
-        try:
-            check_combined(suite.combined, {one.name: one.measures or default_measures(one.rows) for one in suite.sets})
+            check_combined(suite.combined, measures | unread)
         except CombineError as error:
-            problems += [f"{path}: {line}" for line in str(error).splitlines()]
-    if problems:
-        raise SuiteError("\n".join(problems))
+            problems += str(error).splitlines()
+    _refuse(path, problems)
     return suite
+
+
+@dataclass(slots=True)
+class _Read:
+    """Rows with the place of each, and what is wrong with the others."""
+
+    rows: list[Row] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+    def problems(self) -> Iterator[str]:
+        yield from self.bad[:SHOWN]
+        if len(self.bad) > SHOWN:
+            yield f"{len(self.bad) - SHOWN} more rows cannot be read either"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +146,40 @@ class _Reading:
     data: str | Path | None
     seed: int | None
 
+    def put(self, suite: Suite, name: str, spec: Mapping[str, Any]) -> Iterator[str]:
+        """Read a set into the suite; what is wrong with it instead."""
+        try:
+            if "lm_eval" in spec:
+                suite.lm_eval.append(self.lm_eval_set(name, spec))
+            else:
+                suite.sets.append(self.eval_set(name, spec))
+        except (SourceError, RowError) as error:
+            yield from (f"sets.{name}: {line}" for line in str(error).splitlines())
+
     def eval_set(self, name: str, spec: Mapping[str, Any]) -> EvalSet:
+        """Raises SourceError or RowError: all problems of the set, one a line."""
         task = find_task(spec["task"]) if "task" in spec else None
-        rows, place = self._rows(spec, spec.get("split", "test"), _limit(self.limit, spec), spec.get("shuffle", False))
+        read = self._rows(spec, spec.get("split", "test"), _limit(self.limit, spec), spec.get("shuffle", False))
         measures = tuple(spec["measures"]) if "measures" in spec else (task.measures if task else None)
-        problems = list(_unfit(measures or (), rows, place))
-        if problems:
-            raise RowError("\n".join(problems))
         prompting = self._prompting(spec, task)
-        return EvalSet(
+        shots = self._shots(spec, task) if prompting.num_fewshot else _Read()
+        one = EvalSet(
             name,
-            rows,
+            read.rows,
             measures,
             prompting=prompting,
             generation=_generation(spec, task, self.seed),
-            fewshot=self._shots(spec, task) if prompting.num_fewshot else [],
+            fewshot=shots.rows,
             **{key: spec[key] for key in ("group", "exact_match") if key in spec},
         )
+        unfit = dict(_unfit(measures or (), read))
+        problems = [*read.problems(), *shots.problems(), *unfit.values()]
+        if read.rows:
+            fit = tuple(measure for measure in measures or () if measure not in unfit)
+            problems += _of_plan(replace(one, measures=fit or None))
+        if problems:
+            raise RowError("\n".join(problems))
+        return one
 
     def lm_eval_set(self, name: str, spec: Mapping[str, Any]) -> LmEvalSet:
         include = spec.get("include_path")
@@ -166,10 +197,7 @@ class _Reading:
         file = spec.get("reference")
         return {**spec, "reference": str(self.folder / file)} if isinstance(file, str) else dict(spec)
 
-    def _rows(
-        self, spec: Mapping[str, Any], split: str, limit: int | None, shuffle: bool
-    ) -> tuple[list[Row], Sequence[str]]:
-        """Rows, and the place of each."""
+    def _rows(self, spec: Mapping[str, Any], split: str, limit: int | None, shuffle: bool) -> _Read:
         origin = {key: spec[key] for key in (*ORIGINS, "config", "revision") if key in spec}
         if "file" in origin:
             origin["file"] = self.folder / origin["file"]
@@ -178,21 +206,22 @@ class _Reading:
         if shuffle:
             Random(0).shuffle(order)
         source = next(str(origin[key]) for key in ORIGINS if key in origin)
-        places = [f"{source}: row {position}" for position in order[:limit]]
-        rows = []
-        for position, place in zip(order, places, strict=False):
+        read = _Read()
+        for position in order[:limit]:
+            place = f"{source}: row {position}"
             try:
-                rows.append(canonical(raw[position], spec.get("fields")))
+                read.rows.append(canonical(raw[position], spec.get("fields")))
+                read.places.append(place)
             except RowError as error:
-                raise RowError(f"{place}: {error}") from error
-        return rows, places
+                read.bad.append(f"{place}: {error}")
+        return read
 
-    def _shots(self, spec: Mapping[str, Any], task: Task | None) -> list[Row]:
+    def _shots(self, spec: Mapping[str, Any], task: Task | None) -> _Read:
         if "fewshot_file" in spec:
             fields = {"fields": spec["fields"]} if "fields" in spec else {}
-            return self._rows({"file": spec["fewshot_file"], **fields}, "train", None, False)[0]
+            return self._rows({"file": spec["fewshot_file"], **fields}, "train", None, False)
         split = spec.get("fewshot_split") or (task.fewshot_split if task else "train")
-        return self._rows(spec, split, None, False)[0]
+        return self._rows(spec, split, None, False)
 
     def _prompting(self, spec: Mapping[str, Any], task: Task | None) -> Prompting:
         given = {key: spec[key] for key in ("chat_template", "system", "num_fewshot", "fewshot_seed") if key in spec}
@@ -220,21 +249,36 @@ def _limit(limit: int | None, spec: Mapping[str, Any]) -> int | None:
     return min((one for one in (limit, spec.get("limit")) if one is not None), default=None)
 
 
-def _unfit(measures: Sequence[str], rows: Sequence[Row], places: Sequence[str]) -> Iterator[str]:
-    """The first row, by its place, that a measure cannot be taken of."""
+def _unfit(measures: Sequence[str], read: _Read) -> Iterator[tuple[str, str]]:
+    """Every measure that is unknown, or cannot be taken of some of the rows: the first by its place, and how many."""
     for name in measures:
         if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            yield f"measures: {name!r}: unknown: {hint}known: {', '.join(MEASURES)}"
+            hint = did_you_mean(name, MEASURES)
+            yield name, f"measures: {name!r}: unknown: {hint}known: {', '.join(MEASURES)}"
             continue
-        measure = MEASURES[name]
-        for row, place in zip(rows, places, strict=True):
-            lacking = [need for need in measure.needs if not getattr(row, need)]
-            if row.kind not in measure.kinds or lacking:
-                needed = f"without {' and '.join(lacking)}" if lacking else f"of the form {row.kind}"
-                yield f"{place}: {name} is not defined for a row {needed}"
-                break
+        reasons = [_why_not(name, row) for row in read.rows]
+        found = [(place, why) for place, why in zip(read.places, reasons, strict=True) if why]
+        if found:
+            (place, why), more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            yield name, f"{place}{more}: {name} is not defined for a row {why}"
+
+
+def _why_not(name: str, row: Row) -> str | None:
+    """What keeps a measure from a row; None where it can be taken."""
+    measure = MEASURES[name]
+    lacking = [need for need in measure.needs if not getattr(row, need)]
+    if lacking:
+        return f"without {' and '.join(lacking)}"
+    return None if row.kind in measure.kinds else f"of the form {row.kind}"
+
+
+def _of_plan(one: EvalSet) -> list[str]:
+    """What `eval_harness.measure.check` says of a set, without its name."""
+    try:
+        check([one])
+    except MeasureError as error:
+        return [line.removeprefix(f"set {one.name!r}: ") for line in str(error).splitlines()]
+    return []
 
 
 def _outlined(spec: Mapping[str, Any], limit: int | None) -> tuple[str, int | None]:
@@ -253,20 +297,34 @@ def _outlined(spec: Mapping[str, Any], limit: int | None) -> tuple[str, int | No
     return f"task {spec['task']}", min(known, default=None)
 
 
-def _checked(name_or_path: str) -> tuple[Path, dict[str, Any]]:
+def _opened(name_or_path: str) -> tuple[Path, dict[str, Any]]:
     path = _find(name_or_path)
     content = _read(path)
-    sets, combined = content.get("sets"), content.get("combined", {})
-    if not isinstance(sets, dict) or not sets:
+    if not isinstance(content.get("sets"), dict) or not content["sets"]:
         raise SuiteError(f"{path}: `sets` must map at least one name to its source")
-    problems = [problem for name, spec in sets.items() for problem in of_set(f"sets.{name}", spec)]
-    if not isinstance(combined, dict) or not all(isinstance(spec, dict) for spec in combined.values()):
-        problems.append(f"combined = {combined!r}: must map each name to {{measure: ..., ...}}")
-    else:
-        problems += [f"combined.{name}: is the name of a set; give it another" for name in combined if name in sets]
+    return path, content
+
+
+def _of_top(content: Mapping[str, Any]) -> Iterator[str]:
+    combined = content.get("combined", {})
+    if not _is_mapping_of_mappings(combined):
+        yield f"combined = {combined!r}: must map each name to {{measure: ..., ...}}"
+        return
+    twice = [name for name in combined if name in content["sets"]]
+    yield from (f"combined.{name}: is the name of a set; give it another" for name in twice)
+
+
+def _of_keys(name: Any, spec: Any) -> Iterator[str]:
+    return of_set(f"sets.{name}", spec)
+
+
+def _is_mapping_of_mappings(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(one, dict) for one in content.values())
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
         raise SuiteError("\n".join(f"{path}: {problem}" for problem in problems))
-    return path, content
 
 
 def _find(name_or_path: str) -> Path:
@@ -278,17 +336,27 @@ def _find(name_or_path: str) -> Path:
     path = SHIPPED / f"{name_or_path}.yaml"
     names = [one.stem for one in sorted(SHIPPED.glob("*.yaml"))]
     if name_or_path not in names:
-        near = difflib.get_close_matches(name_or_path, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name_or_path, names)
         raise SuiteError(
             f"suite {name_or_path!r}: unknown: {hint}known: {', '.join(names)}; a file's name ends in .yaml"
         )
     return path
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """Of a set that stands there twice YAML keeps the last, and says nothing."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in dict.fromkeys(given) if given.count(key) > 1]
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _OneOfEachKey(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

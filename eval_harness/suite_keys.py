@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eval_harness.generation import Generation
 from eval_harness.sources import SourceError, find_task
+from eval_harness.suggest import did_you_mean
 
 ORIGINS = ("task", "file", "hub")
 WORDS: dict[str, tuple[str, ...]] = {
@@ -74,13 +73,16 @@ def _of_values(place: str, spec: Mapping[str, Any]) -> Iterator[str]:
 def _of_pattern(place: str, given: Any) -> Iterator[str]:
     if isinstance(given, bool):
         return
-    try:
-        if not (isinstance(given, str) and given):
-            raise ValueError("neither")
-        re.compile(given)
-    except (ValueError, re.error) as error:
-        why = f" ({error})" if isinstance(error, re.error) else ""
-        yield f"{place} = {given!r}: must be true, false or a regular expression{why}"
+    import regex
+
+    why = ""
+    if isinstance(given, str) and given:
+        try:
+            regex.compile(given)
+            return
+        except regex.error as error:
+            why = f" of the regex module ({error})"
+    yield f"{place} = {given!r}: must be true, false or a regular expression{why}"
 
 
 def _of_shots(place: str, spec: Mapping[str, Any]) -> Iterator[str]:
@@ -111,9 +113,7 @@ def _of_generate(place: str, given: Any) -> Iterator[str]:
 def _unknown(place: str, spec: Mapping[Any, Any], keys: Sequence[str]) -> Iterator[str]:
     for key in spec:
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            yield f"{place}.{key}: unknown key: {hint}allowed: {', '.join(keys)}"
+            yield f"{place}.{key}: unknown key: {did_you_mean(key, keys)}allowed: {', '.join(keys)}"
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -8,6 +8,7 @@ safetensors files: memory is one tensor of each, and for a folder of adapters on
 from __future__ import annotations
 
 import copy
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -160,7 +161,7 @@ def _of_folder(folder: Path, skeleton: Any) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _safetensors(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 place |= dict.fromkeys(opened.keys(), file)
@@ -178,6 +179,19 @@ def _of_folder(folder: Path, skeleton: Any) -> Tensors:
 
     tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
     return {name: reading(name) for name in place if tied.get(name) not in place}
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    """The files that transformers loads; beside them some folders hold the same weights under the names of others."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.is_file():
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        return [
+            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{index}: cannot be read ({type(error).__name__}: {error}); restore the folder") from error
 
 
 def _with_adapters(files: Tensors, lineage: Lineage, skeleton: Any) -> Tensors:

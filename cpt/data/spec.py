@@ -51,7 +51,7 @@ class Source(Strict):
         given = [key for key in ("hub", "file", "task", "rows") if getattr(self, key) is not None]
         if len(given) != 1 and sorted(given) != ["file", "hub"]:
             found = f"{' and '.join(given)} are given" if given else "none is given"
-            refuse(((), self.label, f"must name one origin: hub, file, task or rows ({found})"))
+            refuse(((), self.label if given else {}, f"must name one origin: hub, file, task or rows ({found})"))
         if self.rows is not None and not self.rows:
             refuse((("rows",), [], "is empty: give at least one row"))
         if self.weight is not None and self.count is not None:

@@ -24,8 +24,9 @@ from cpt.report.charts import (
     thinned,
 )
 from cpt.report.heatmap import ABSENT, average, general_measure, shown
-from cpt.report.read import DRIFT, RunView, Score, StageFiles, as_list, as_object, finite
+from cpt.report.read import DRIFT, SHARES, RunView, Score, StageFiles, as_list, as_object, finite
 from cpt.report.scaffold import isolated
+from cpt.report.summary import WITHIN
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Limits:
     points: int  # of one curve
     rows: int  # of one table of numbers
     stages: int  # whose training is drawn
-    examples: int
+    lines: int  # of one table of facts
     titled: bool  # whether points of small curves say their numbers on hover
 
 
@@ -55,10 +56,10 @@ def general_figures(view: RunView, limits: Limits) -> list[Figure]:
             (stage.index, None if (value := average(view, stage, measure)) is None else 100 * value)
             for stage in view.rows
         )
-        if any(y is not None for _, y in points):
-            count = sum(view.measures.get(name) == measure for name in view.general)
+        count = sum(view.measures.get(name) == measure for name in view.general)
+        if count > 1 and any(y is not None for _, y in points):
             title, unit = "average", f"{measure}, %, of {count} sets"
-            found.append(_small(title, unit, Curve(title, points, 0), view, SHARE, "", limits.titled))
+            found.append(_small(title, unit, Curve(title, points, 0), view, SHARE, None, limits.titled))
     sets = [name for name in view.general if name in view.measures]
     return found + [_over_stages(view, name, limits) for name in sets[: limits.tasks]]
 
@@ -76,7 +77,7 @@ def drift_figures(view: RunView, limits: Limits) -> list[Figure]:
         definition = next((score.definition for _, score in scores if score), "")
         unit = _unit_of(definition)
         spans = tuple(score.interval if score else None for _, score in scores)
-        found.append(_small(measure, unit, Curve(measure, points, 3, spans), view, None, "", limits.titled))
+        found.append(_small(measure, unit, Curve(measure, points, 3, spans), view, None, None, limits.titled))
     return found
 
 
@@ -88,7 +89,7 @@ def within_figure(view: RunView, limits: Limits) -> Figure | None:
     measure = _within_measure(known)
     if measure is None:
         return None
-    factor = 100 if measure in ("exact_match", "acc") else 1
+    factor = 100 if measure in SHARES else 1
     tasks, general = _parts(known, measure)
     curves, marks = _joined(view, stages, measure, factor, [*tasks[: SLOTS - 1]], general)
     curves = [curve for curve in curves if any(y is not None for _, y in curve.points)]
@@ -152,7 +153,7 @@ def _small(
     curve: Curve,
     view: RunView,
     y_range: tuple[float, float] | None,
-    taught: Any,
+    taught: StageFiles | None,
     titled: bool,
 ) -> Figure:
     """One curve over the stages in a small frame; a line marks the stage that teaches it."""
@@ -167,7 +168,7 @@ def _small(
         size=SMALL,
         y_range=y_range,
         x_ticks=[(float(stage.index), str(stage.index)) for stage in view.stages],
-        marks=[(taught.index, "")] if isinstance(taught, StageFiles) else (),
+        marks=[(taught.index, "")] if taught else (),
         titled=titled,
     )
     return Figure(title, unit, svg, Markup(""))
@@ -178,13 +179,29 @@ def numbers_over_stages(view: RunView, names: Sequence[str], most: int) -> Figur
     if not names or not view.rows:
         return None
     fit = max(1, most // len(view.rows))
-    rows = tuple(
-        (name, *(ABSENT if (s := view.score(row, name)) is None else shown(s) for row in view.rows))
-        for name in names[:fit]
-    )
-    header = ("set", *(row.title for row in view.rows))
+    rows = [(name, *(_shown(view.score(row, name)) for row in view.rows)) for name in names[:fit]]
+    if names[0] in view.general and len(names) > 1 and (measure := general_measure(view)):
+        values = (average(view, row, measure) for row in view.rows)
+        rows.insert(0, ("average", *(ABSENT if value is None else f"{100 * value:.1f}" for value in values)))
     cut = f"{len(names) - fit} more sets are in matrix.json." if len(names) > fit else ""
-    return Figure("", "", Markup(""), Markup(""), header, rows, cut)
+    return _table("set", view.rows, rows, cut)
+
+
+def drift_numbers(view: RunView) -> Figure:
+    """The table beside the curves of drift."""
+    rows = [row for row in view.rows if DRIFT in row.scores]
+    measures = dict.fromkeys(m for row in rows for m in row.scores[DRIFT])
+    scores = [(m, [row.scores[DRIFT].get(m) for row in rows]) for m in measures]
+    return _table("measure", rows, [(m, *(number(s.value if s else None) for s in by)) for m, by in scores], "")
+
+
+def _table(first: str, stages: Sequence[StageFiles], rows: Sequence[tuple[str, ...]], cut: str) -> Figure:
+    header = (first, *(stage.title for stage in stages))
+    return Figure("", "", Markup(""), Markup(""), header, tuple(rows), cut)
+
+
+def _shown(score: Score | None) -> str:
+    return ABSENT if score is None else shown(score)
 
 
 def _span(score: Score | None, factor: float) -> tuple[float, float] | None:
@@ -205,7 +222,7 @@ def _unit_of(definition: str) -> str:
 def _within_measure(known: Mapping[str, Mapping[str, Any]]) -> str | None:
     """A share where any set has one, else what most sets have."""
     listed = [m for one in known.values() for m in as_object(one.get("measures"))]
-    shares = [m for m in listed if m in ("exact_match", "acc")]
+    shares = [m for m in listed if m in SHARES]
     return max(dict.fromkeys(shares or listed), key=listed.count, default=None)
 
 
@@ -294,18 +311,15 @@ def gap_rows(view: RunView) -> tuple[str, list[tuple[str, ...]]]:
     """The measure and a row per stage of the stability gap: min-ACC, WC-ACC, WF, WP, worst general; rows, every."""
     scored = [stage for stage in view.rows if isinstance((stage.within or {}).get("measures"), dict)]
     measures = [m for stage in scored for m in (stage.within or {})["measures"]]
-    measure = next((m for m in ("exact_match", "acc") if m in measures), measures[0] if measures else "")
+    measure = next((m for m in SHARES if m in measures), measures[0] if measures else "")
     return measure, list(_gaps(scored, measure))
-
-
-GAPS = {"min_acc": "min-ACC", "wc_acc": "WC-ACC", "wf_10": "WF^10", "wp_10": "WP^10", "min_general": "worst general"}
 
 
 def _gaps(scored: Sequence[StageFiles], measure: str) -> Iterator[tuple[str, ...]]:
     for stage in scored:
         within = stage.within or {}
         found = as_object(within["measures"].get(measure))
-        values = [finite(as_object(found.get(key)).get("value")) for key in GAPS]
-        is_share = measure in ("exact_match", "acc")
+        values = [finite(as_object(found.get(key)).get("value")) for key in WITHIN]
+        is_share = measure in SHARES
         cells = [ABSENT if v is None else f"{100 * v:.1f}" if is_share else f"{v:.3f}" for v in values]
         yield (stage.title, *cells, str(within.get("rows", ABSENT)), str(within.get("every", ABSENT)))

@@ -173,7 +173,7 @@ class _Texts:
             raw = read_rows(**_origin(source, self.view.stream.get("data_root")))
             fields = as_object(source.get("fields")) or None
             rows = [canonical(row, fields) for row in raw]
-        except (SourceError, RowError, _NotHere) as error:
+        except (SourceError, RowError, OSError, _NotHere) as error:
             self.notes.append(f"{isolated(name)}: rows are shown by their ids: {str(error).splitlines()[0]}")
             return {}
         return {row.id: (_asked(row), row.completion or "") for row in rows if row.kind == "completion"}

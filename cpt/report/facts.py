@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cpt.report.heatmap import ABSENT, shown
-from cpt.report.read import RunView, StageFiles, as_list, as_object, finite
+from cpt.report.read import SHARES, RunView, StageFiles, as_list, as_object, finite
 from cpt.report.scaffold import clip, isolated
+from cpt.report.summary import LEVELS
 
 COST = ("stage", "training, s", "evaluation, s", "share evaluating", "tokens", "tokens/s", "peak, GiB", "written, MB")
 LONGEST = 300  # characters of a fact
@@ -18,7 +19,6 @@ COUNTED = {  # of a stage's rows, in words
     "truncated": "rows cut at max_length",
     "lost_characters": "characters that the tokenizer does not keep",
 }
-LEVELS = ("AP", "MAA", "P")  # scores; other metrics are changes, and carry a sign
 
 
 def cost(view: RunView) -> list[tuple[str, ...]]:
@@ -261,7 +261,7 @@ def _metric(value: float | None, formula: str, measure: str) -> str:
     if value is None:
         return ABSENT
     sign = "" if formula.split(" = ")[0] in LEVELS else "+"
-    text = f"{100 * value:{sign}.1f}" if measure in ("exact_match", "acc") else f"{value:{sign}.3f}"
+    text = f"{100 * value:{sign}.1f}" if measure in SHARES else f"{value:{sign}.3f}"
     return text.replace("-", "\u2212")
 
 

@@ -7,7 +7,7 @@ and names the file that has it. A run that is not finished, or whose files are d
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ from cpt.report.heatmap import heat_map
 from cpt.report.markdown import markdown
 from cpt.report.read import RunView, StageFiles, read
 from cpt.report.scaffold import clip, page, shell
+from cpt.report.summary import WITHIN
 
 LARGEST = 1_900_000  # bytes of a page
 LIMITS = (
-    Limits(cells=8000, tasks=120, points=240, rows=40, stages=60, examples=60, titled=True),
-    Limits(cells=8000, tasks=100, points=100, rows=12, stages=20, examples=40, titled=False),
-    Limits(cells=8000, tasks=24, points=60, rows=8, stages=8, examples=20, titled=False),
-    Limits(cells=3000, tasks=12, points=40, rows=5, stages=3, examples=8, titled=False),
+    Limits(cells=8000, tasks=120, points=240, rows=40, stages=60, lines=400, titled=True),
+    Limits(cells=8000, tasks=100, points=100, rows=12, stages=20, lines=200, titled=False),
+    Limits(cells=8000, tasks=24, points=60, rows=8, stages=8, lines=100, titled=False),
+    Limits(cells=3000, tasks=12, points=40, rows=5, stages=3, lines=40, titled=False),
 )
 FOLDER, HTML, MARKDOWN = "report", "report.html", "report.md"
+EXAMPLES = 60  # in all
 MOST_STREAM = 60_000  # characters of stream.yaml
-MOST_LINES = 200  # of a table
 
 
 def write(run: str | os.PathLike[str]) -> Path:
@@ -57,7 +58,7 @@ def write(run: str | os.PathLike[str]) -> Path:
 def html(view: RunView, head: Headline | None = None, largest: int = LARGEST) -> str:
     """The page as text, by the first of LIMITS that makes it no larger than `largest` bytes."""
     head = head or headline(view)
-    turned = examples.turned(view, LIMITS[0].examples)
+    turned = examples.turned(view, EXAMPLES)
     text = ""
     for limits in LIMITS:
         content = _content(view, head, limits, turned)
@@ -71,16 +72,26 @@ def _content(
     view: RunView, head: Headline, limits: Limits, turned: tuple[list[examples.Turned], list[str]]
 ) -> Mapping[str, Any]:
     gap_measure, gaps = curves.gap_rows(view)
-    methods, counted = facts.method_facts(view), facts.metrics(view)
     tasks, general = ([name for name in names if name in view.measures] for names in (view.tasks, view.general))
     others, other_rows, others_left = facts.other_measures(view, limits.cells // 5)
+    listed: dict[str, Sequence[Any]] = {
+        "gaps": gaps,
+        "methods": facts.method_facts(view),
+        "stage_facts": facts.stage_facts(view),
+        "cost": facts.cost(view),
+        "origins": facts.origins(view),
+        "turned": turned[0][::-1],
+        "metrics": facts.metrics(view),
+        "definitions": facts.definitions(view),
+    }
     return {
+        **{name: lines[-limits.lines :] for name, lines in listed.items()},
+        "left": {name: max(0, len(lines) - limits.lines) for name, lines in listed.items()},
         "view": view,
         "head": head,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "map": heat_map(view, limits.cells),
         "undefined": facts.undefined(view, 12),
-        "metrics": counted[:MOST_LINES],
         "others": others,
         "other_rows": other_rows,
         "others_left": others_left,
@@ -88,25 +99,18 @@ def _content(
         "tasks_left": max(0, len(tasks) - limits.tasks),
         "task_numbers": curves.numbers_over_stages(view, tasks, limits.cells),
         "general": curves.general_figures(view, limits),
+        "general_left": max(0, len(general) - limits.tasks),
         "general_numbers": curves.numbers_over_stages(view, general, limits.cells),
         "within": curves.within_figure(view, limits),
         "gap_measure": gap_measure,
-        "gap_names": tuple(curves.GAPS.values()),
-        "gaps": gaps,
+        "gap_names": tuple(WITHIN.values()),
         "drift": curves.drift_figures(view, limits),
+        "drift_numbers": curves.drift_numbers(view),
         "training": _training(view, limits),
         "training_left": max(0, sum(bool(s.metrics) for s in view.stages) - limits.stages),
-        "methods": methods[:MOST_LINES],
-        "methods_left": max(0, len(methods) - MOST_LINES),
-        "stage_facts": facts.stage_facts(view),
         "cost_names": facts.COST,
-        "cost": facts.cost(view),
-        "turned": turned[0],
         "turned_notes": turned[1],
-        "titled": limits.titled,
-        "origins": facts.origins(view),
         "provenance": facts.provenance(view),
-        "definitions": facts.definitions(view)[:MOST_LINES],
         "commands": [(what, shell(*words)) for what, words in facts.commands(view)],
         "stream": _stream(view),
     }

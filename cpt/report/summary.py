@@ -53,7 +53,8 @@ def table(matrix: dict[str, Any]) -> list[list[str]]:
     for row in matrix["rows"]:
         cells = [cell(row["scores"].get(name, {}).get(primary(matrix, name))) for name in names]
         if general:
-            value = matrix["summary"][general]["general_average"][row["index"]]
+            averages = matrix["summary"].get(general, {}).get("general_average", [])
+            value = averages[row["index"]] if row["index"] < len(averages) else None
             cells.append("-" if value is None else f"{100 * value:.1f}")
         lines.append([row["stage"], *cells])
     return lines

@@ -7,8 +7,9 @@ the classes that a file names, `evaluate` takes the first.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from eval_harness.suggest import did_you_mean
 
 _HERE = Path(__file__).parent
 
@@ -26,8 +27,5 @@ def metric_path(name: str) -> str:
     """
     names = metric_names()
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        raise ValueError(
-            f"no metric {name!r}{f', did you mean {near[0]!r}?' if near else ''}: must be one of {', '.join(names)}"
-        )
+        raise ValueError(f"no metric {name!r}: {did_you_mean(name, names)}must be one of {', '.join(names)}")
     return str(_HERE / name)

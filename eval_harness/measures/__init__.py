@@ -3,6 +3,8 @@
 from eval_harness.measures import answers, choices, generated, memorisation, texts
 from eval_harness.measures.base import Measure
 
+VERSION = 2  # raise it with any definition: what was measured by the old one is measured again
+
 MEASURES: dict[str, Measure] = {
     **answers.MEASURES,
     **choices.MEASURES,
@@ -11,4 +13,4 @@ MEASURES: dict[str, Measure] = {
     **memorisation.MEASURES,
 }
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["MEASURES", "VERSION", "Measure"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from eval_harness.items import Item, Measured
-from eval_harness.measures.base import ANSWERED, COMPLETION, Measure, mean_of
+from eval_harness.items import Ask, Measured
+from eval_harness.measures.base import ANSWERED, COMPLETION, Measure, best_of, mean_of
 from eval_harness.results import Result
 
 
@@ -13,22 +13,24 @@ def exact_match(measured: Measured) -> Result:
     """Share of rows whose answer tokens and first end token are all what the model writes greedily.
 
     In one pass: greedy decoding writes an answer if and only if each of its tokens is the arg max given those
-    before it. A set's `exact_match: generate` decodes instead; a test holds the two equal.
+    before it. A set's `exact_match: generate` decodes instead; a test holds the two equal. Of a row's right answers
+    any counts.
     """
-    how = measured.eval_set.exact_match
-    if how == "generate":
+    if measured.eval_set.exact_match == "generate":
+        settings = f"generate{best_of(measured)},{measured.generation},{measured.prompting}"
         return mean_of(
             measured,
             ("generation",),
             lambda item: float(item.records["generation"].exact or False),
-            f"exact_match@1(generate,{measured.prompting})",
+            f"exact_match@1({settings})",
         )
-    return mean_of(measured, ("answer",), is_exact, f"exact_match@1(one_pass,{measured.prompting})")
+    definition = f"exact_match@1(one_pass{best_of(measured)},{measured.prompting})"
+    return mean_of(measured, with_references(measured, "answer"), lambda item: float(item.is_exact), definition)
 
 
-def is_exact(item: Item) -> float:
-    """1.0 where greedy decoding writes the answer and ends."""
-    return float(item.own.writes_it)
+def with_references(measured: Measured, ask: Ask) -> tuple[Ask, ...]:
+    """An ask, and that about further right answers where any row has some."""
+    return (ask, "references") if measured.has_references else (ask,)
 
 
 def answer_loss(measured: Measured) -> Result:
@@ -66,7 +68,7 @@ def cloze_perplexity(measured: Measured) -> Result:
 
 
 MEASURES = {
-    "exact_match": Measure(exact_match, ("answer",), ANSWERED),
+    "exact_match": Measure(exact_match, ("answer", "references"), ANSWERED),
     "answer_loss": Measure(answer_loss, ("answer",), ANSWERED, higher_is_better=False),
     "cloze_accuracy": Measure(cloze_accuracy, ("answer",), COMPLETION),
     "cloze_perplexity": Measure(cloze_perplexity, ("answer",), COMPLETION, higher_is_better=False),

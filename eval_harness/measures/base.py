@@ -35,12 +35,25 @@ class Measure:
     statistics: bool = False
 
     def asked_of(self, one: EvalSet) -> tuple[Ask, ...]:
-        """Of text rows the text; exact match is decoded where the set says so: then the model is asked to write."""
+        """Of text rows the text; exact match is decoded where the set says so: then the model is asked to write.
+        Nothing is asked about further right answers where no row has any."""
         if self.asks == ("answer",) and one.rows[0].kind == "text":
             return ("text",)
         if self.function.__name__ == "exact_match" and one.exact_match == "generate":
             return ("generation",)
+        if not any(row.references for row in one.rows):
+            return tuple(ask for ask in self.asks if ask != "references")
         return self.asks
+
+
+def best_of(measured: Measured) -> str:
+    """What a definition says where the best of several right answers counts."""
+    return ",best_reference" if measured.has_references else ""
+
+
+def window(measured: Measured) -> int:
+    """Tokens of the windows that a set's texts were read in: the model's context."""
+    return measured.items[0].records["text"].window if measured.items else 0
 
 
 def mean_of(
@@ -78,7 +91,7 @@ def ratio(
     weights = results.unique_ids((name, below) for name, _, below in triples)
     kept = {reason: count for reason, count in excluded.items() if count}
     if not triples:
-        return Result(None, 0, None, definition, False, {}, kept, f"no item could be measured (excluded: {kept})")
+        return Result(None, 0, None, definition, False, {}, kept, results.no_item(kept))
     total = math.fsum(below for _, _, below in triples)
     value = math.fsum(above for _, above, _ in triples) / total
     n = len(triples)

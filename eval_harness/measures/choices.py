@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from eval_harness.items import Item, Measured
-from eval_harness.measures.answers import is_exact
-from eval_harness.measures.base import COMPLETION, Measure, mean_of
+from eval_harness.measures.answers import with_references
+from eval_harness.measures.base import COMPLETION, Measure, best_of, mean_of
 from eval_harness.results import Result
 
 
@@ -37,9 +37,9 @@ def format_drift(measured: Measured) -> Result:
     """
     return mean_of(
         measured,
-        ("choices",),
-        lambda item: is_right(item) - is_exact(item),
-        f"format_drift@1(acc-exact_match,{measured.prompting})",
+        with_references(measured, "choices"),
+        lambda item: is_right(item) - item.is_exact,
+        f"format_drift@1(acc-exact_match{best_of(measured)},{measured.prompting})",
         higher_is_better=False,
     )
 
@@ -67,5 +67,7 @@ def _chance(measured: Measured) -> str | None:
 MEASURES = {
     "acc": Measure(acc, ("choices",), COMPLETION, needs=("choices",)),
     "acc_norm": Measure(acc_norm, ("choices",), COMPLETION, needs=("choices",)),
-    "format_drift": Measure(format_drift, ("choices",), COMPLETION, needs=("choices",), higher_is_better=False),
+    "format_drift": Measure(
+        format_drift, ("choices", "references"), COMPLETION, needs=("choices",), higher_is_better=False
+    ),
 }

@@ -1,11 +1,14 @@
-"""What the model writes, compared with the reference: strictly, leniently, by overlap, as mathematics."""
+"""What the model writes, compared with the reference: strictly, leniently, by overlap, as mathematics.
+
+Of several right answers the best counts, as for SQuAD and TriviaQA; mathematics compares with the row's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from eval_harness.items import Ask, Item, Measured
-from eval_harness.measures.base import COMPLETION, Measure, mean_of
+from eval_harness.measures.base import COMPLETION, Measure, best_of, mean_of
 from eval_harness.metrics import maths, text
 from eval_harness.results import Result
 
@@ -15,12 +18,12 @@ ASKS: tuple[Ask, ...] = ("generation",)
 
 def quasi_exact_match(measured: Measured) -> Result:
     """Share of continuations that are the answer after SQuAD's normalisation (Rajpurkar et al. 2016)."""
-    return _mean(measured, "quasi_exact_match@1(squad", _strict)
+    return _mean(measured, f"quasi_exact_match@1(squad{best_of(measured)}", _strict)
 
 
 def contains_answer(measured: Measured) -> Result:
     """Share of continuations that hold the normalised answer as whole words: the lenient parser."""
-    return _mean(measured, "contains_answer@1(squad,whole_words", _lenient)
+    return _mean(measured, f"contains_answer@1(squad,whole_words{best_of(measured)}", _lenient)
 
 
 def named_choice(measured: Measured) -> Result:
@@ -35,17 +38,17 @@ def named_choice(measured: Measured) -> Result:
 
 def f1(measured: Measured) -> Result:
     """Mean token F1 of continuation and answer (SQuAD)."""
-    return _mean(measured, "f1@1(squad", lambda item: text.f1(item.written, [_reference(item)]))
+    return _mean(measured, f"f1@1(squad{best_of(measured)}", lambda item: text.f1(item.written, item.references))
 
 
 def rouge_l(measured: Measured) -> Result:
     """Mean ROUGE-L F1 (Lin 2004), with stemming."""
-    return _mean(measured, "rouge_l@1(f1,stemmer", lambda item: _rouge(item, "fmeasure"))
+    return _mean(measured, f"rouge_l@1(f1,stemmer{best_of(measured)}", lambda item: _rouge(item, "fmeasure"))
 
 
 def rouge_l_recall(measured: Measured) -> Result:
     """Mean ROUGE-L recall with stemming, as TOFU measures what is still said."""
-    return _mean(measured, "rouge_l_recall@1(stemmer", lambda item: _rouge(item, "recall"))
+    return _mean(measured, f"rouge_l_recall@1(stemmer{best_of(measured)}", lambda item: _rouge(item, "recall"))
 
 
 def math_strict(measured: Measured) -> Result:
@@ -60,7 +63,8 @@ def math_lenient(measured: Measured) -> Result:
 
 def format_drift_text(measured: Measured) -> Result:
     """`contains_answer` minus `quasi_exact_match`, row by row: said, but not in the form asked for."""
-    return _drift(measured, "format_drift_text@1(contains_answer-quasi_exact_match", _lenient, _strict)
+    definition = f"format_drift_text@1(contains_answer-quasi_exact_match{best_of(measured)}"
+    return _drift(measured, definition, _lenient, _strict)
 
 
 def format_drift_math(measured: Measured) -> Result:
@@ -92,29 +96,25 @@ def _drift(
     return _mean(measured, definition, difference, higher_is_better=False)
 
 
-def _reference(item: Item) -> str:
-    return item.row.completion or ""
-
-
 def _strict(item: Item) -> float | None:
-    return text.quasi_exact_match(item.written, [_reference(item)])
+    return text.quasi_exact_match(item.written, item.references)
 
 
 def _lenient(item: Item) -> float | None:
-    return text.contains_answer(item.written, [_reference(item)])
+    return text.contains_answer(item.written, item.references)
 
 
 def _rouge(item: Item, part: str) -> float | None:
-    found = text.rouge_l(item.written, _reference(item), stemmer=True)
-    return None if found is None else getattr(found, part)
+    found = [text.rouge_l(item.written, one, stemmer=True) for one in item.references]
+    return max((getattr(one, part) for one in found if one is not None), default=None)
 
 
 def _math_strict(item: Item) -> float | None:
-    return maths.math_strict(item.written, _reference(item))
+    return maths.math_strict(item.written, item.row.completion or "")
 
 
 def _math_lenient(item: Item) -> float | None:
-    return maths.math_lenient(item.written, _reference(item))
+    return maths.math_lenient(item.written, item.row.completion or "")
 
 
 MEASURES = {

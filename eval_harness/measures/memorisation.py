@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eval_harness.items import Answer, Ask, Item, Measured
-from eval_harness.measures.base import COMPLETION, TEXT, Measure, mean_of
+from eval_harness.measures.base import COMPLETION, TEXT, Measure, mean_of, window
 from eval_harness.metrics import forgetting, membership
 from eval_harness.results import Result
 
@@ -109,7 +109,7 @@ def _mean(
 
 def _held(measured: Measured, definition: str, value: Callable[[list[bool]], float | None]) -> Result:
     ask = _ask(measured)
-    return _mean(measured, (ask,), definition, lambda item: value(_joined(item, ask).hits))
+    return _mean(measured, (ask,), _windowed(measured, definition), lambda item: value(_joined(item, ask).hits))
 
 
 def _attack(measured: Measured, definition: str, value: Callable[[Answer, str], float | None]) -> Result:
@@ -118,11 +118,16 @@ def _attack(measured: Measured, definition: str, value: Callable[[Answer, str], 
     def score(item: Item) -> float | None:
         return value(_joined(item, ask), item.row.text or item.row.completion or "")
 
-    return _mean(measured, (ask,), definition, score, higher_is_better=False)
+    return _mean(measured, (ask,), _windowed(measured, definition), score, higher_is_better=False)
 
 
 def _ask(measured: Measured) -> Ask:
     return "text" if measured.items and measured.items[0].row.kind == "text" else "answer"
+
+
+def _windowed(measured: Measured, definition: str) -> str:
+    """A long text is read in windows, so that their size decides what each token is predicted from."""
+    return f"{definition},window={window(measured)}" if _ask(measured) == "text" else definition
 
 
 def _joined(item: Item, ask: Ask) -> Answer:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from eval_harness.items import Item, Measured
-from eval_harness.measures.base import TEXT, Measure, ratio
+from eval_harness.measures.base import TEXT, Measure, ratio, window
 from eval_harness.results import Result
 
 
@@ -23,8 +23,7 @@ def bits_per_byte(measured: Measured) -> Result:
     triples = [(item.row.id, _bits(item), float(_bytes(item))) for item in survivors]
     lost = lost_bytes_share(measured).value
     note = None if not lost else f"the tokenizer loses {lost:.2%} of the text's bytes; they are not counted"
-    window = measured.items[0].records["text"].window if measured.items else 0
-    return ratio(triples, f"bits_per_byte@1(window={window},surviving_bytes)", excluded, note)
+    return ratio(triples, f"bits_per_byte@1(window={window(measured)},surviving_bytes)", excluded, note)
 
 
 def lost_bytes_share(measured: Measured) -> Result:

@@ -4,37 +4,22 @@ A result is announced as `\boxed{...}`, after "####" (GSM8K), or by "the answer 
 order of precedence; of several of one form the last counts. A reference is a bare result or a solution that announces
 it. The difference of both scores is format drift: solved, and no longer said as asked.
 
-math_strict compares notation, math_lenient values: by math-verify (Kydlíček 2025, Apache-2.0; SymPy underneath), with
-the last number where that finds nothing. SymPy can be made to compute for years (9^{9^{9^9}}, which a policy finds),
-and math-verify's own limits are signals, which work in a main thread only and between two bytecodes only. So it runs
-in a process of its own that the kernel ends after CPU_SECONDS of an item; it starts with the first item that needs it,
-about a second, and is shared by the threads of a process.
+math_strict compares notation, math_lenient values: by math-verify in a process of its own (`verifier`), with the last
+number where that finds nothing.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
-import logging
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections import deque
 from collections.abc import Iterator
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
 
-CPU_SECONDS = 3.0  # for one item: parsing both sides and comparing them
-WALL_SECONDS = 60.0  # the same where the machine is too busy to give it that
-MEMORY_BYTES = 4 << 30
+from eval_harness.metrics import verifier
+
 RESULT_CHARACTERS = 1_000  # a longer announcement is none
 TAIL_CHARACTERS = 2_000  # of a text that announces nothing, its end is looked at
-
-logger = logging.getLogger(__name__)
 
 # ---- numbers ----------------------------------------------------------------------------------------
 
@@ -183,8 +168,8 @@ def math_lenient(prediction: str, reference: str) -> float | None:
     math-verify finds in its last TAIL_CHARACTERS, or the last number there. Floats are compared to six places, so
     that 0.333333 is 1/3; units and dollars are ignored, 50\% is 1/2 and 50.
 
-    None where the reference holds nothing that can be read. An item that is not decided within CPU_SECONDS is 0.0,
-    or None where its reference alone takes that long, and is logged as a warning. Raises ImportError without
+    None where the reference holds nothing that can be read. An item that is not decided within `verifier.CPU_SECONDS`
+    is 0.0, or None where its reference alone takes that long, and is logged as a warning. Raises ImportError without
     math-verify, and no error for any text.
     """
     expected = _reference(reference)
@@ -198,14 +183,14 @@ def math_lenient(prediction: str, reference: str) -> float | None:
 
 @lru_cache(maxsize=4096)  # a set's lenient and drift measures ask alike
 def _decided(expected: str, *candidates: str) -> float | None:
-    verdict = _process().ask(_boxed_again(expected), *candidates)
-    if verdict in (UNREADABLE, NOTHING_FOUND):
+    verdict = verifier.shared().ask(_boxed_again(expected), *candidates)
+    if verdict in (verifier.UNREADABLE, verifier.NOTHING_FOUND):
         reference = _last_number(expected)
         given = next((number for one in candidates if (number := _last_number(one)) is not None), None)
         if reference is None:
-            return None if verdict == UNREADABLE else 0.0
+            return None if verdict == verifier.UNREADABLE else 0.0
         return float(given is not None and difference(given, reference) <= NEAR)
-    return None if verdict is None else float(verdict == EQUAL)
+    return None if verdict is None else float(verdict == verifier.EQUAL)
 
 
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
@@ -227,123 +212,3 @@ def _boxed_again(result: str) -> str:
     result = result.strip().rstrip(".").strip("$") or result
     words = re.fullmatch(r"[^\W\d_]{3,}(?:\s[^\W\d_]+)*", result)
     return rf"\boxed{{\text{{{result}}}}}" if words else rf"\boxed{{{result}}}"
-
-
-# ---- the process of math-verify ---------------------------------------------------------------------
-
-EQUAL, UNEQUAL, NOTHING_FOUND, UNREADABLE = "equal", "unequal", "nothing found", "reference unreadable"
-
-
-class Verifier:
-    """A process that answers one item after the other, and is started anew when one has ended it."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def ask(self, reference: str, *candidates: str) -> str | None:
-        """EQUAL, UNEQUAL, NOTHING_FOUND (in the candidates) or UNREADABLE; None where the reference takes too long."""
-        with self._lock:
-            verdict = self._answer([reference, *candidates])
-            if verdict is None:
-                logger.warning("not decided within %g s: %.80r against %.80r", CPU_SECONDS, candidates, reference)
-                verdict = UNEQUAL if self._answer([reference]) else None
-            return verdict
-
-    def close(self) -> None:
-        """End the process, where this one started it."""
-        if self._process is not None and self.pid == os.getpid():
-            self._process.kill()
-            self._process.communicate()
-        self._process = None
-
-    def _answer(self, texts: list[str]) -> str | None:
-        """What the process says; None where it ended instead."""
-        process = self._running()
-        return self._within(process, json.dumps(texts))
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            # Without the folder of this file on its path, whose `statistics` is not the standard library's; in a
-            # session of its own, so that a signal to the parent's group is not taken for a verdict.
-            command = [sys.executable, "-P", __file__, str(CPU_SECONDS), str(MEMORY_BYTES)]
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8", start_new_session=True)
-            hello = self._within(self._process)
-            if hello != "ready":
-                self.close()
-                raise ImportError(f"math-verify does not load ({hello}): install it with pip install math-verify")
-        return self._process
-
-    def _within(self, process: subprocess.Popen[str], question: str | None = None) -> str | None:
-        """One line of answer; None where the process ended or had to be."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        timer = threading.Timer(WALL_SECONDS, process.kill)
-        timer.start()
-        try:
-            if question is not None:
-                process.stdin.write(f"{question}\n")
-                process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        except BaseException:  # a stop: the answer under way must not be taken for the next one
-            self.close()
-            raise
-        finally:
-            timer.cancel()
-        if line:
-            return str(json.loads(line))
-        self.close()
-        return None
-
-
-@cache
-def _verifier(pid: int) -> Verifier:
-    verifier = Verifier()
-    atexit.register(verifier.close)
-    return verifier
-
-
-def _process() -> Verifier:
-    return _verifier(os.getpid())  # a fork must not share its parent's pipes
-
-
-def _serve(cpu_seconds: float, memory_bytes: int) -> None:
-    """The other side: a line of JSON in, [reference, candidate, ...]; a line out."""
-    import resource
-
-    say = sys.stdout
-    sys.stdout = sys.stderr  # where libraries print
-    try:
-        from math_verify import parse, verify
-    except Exception as error:
-        print(json.dumps(f"{type(error).__name__}: {error}"), file=say, flush=True)
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes if most == resource.RLIM_INFINITY else most, most))
-
-    def verdict(reference: str, *candidates: str) -> str:
-        expected = parse(reference, parsing_timeout=None)
-        if not expected:
-            return UNREADABLE
-        given: list[Any] = next((found for one in candidates if (found := parse(one, parsing_timeout=None))), [])
-        if not given:
-            return NOTHING_FOUND
-        return EQUAL if verify(expected, given, timeout_seconds=None) else UNEQUAL
-
-    print(json.dumps("ready"), file=say, flush=True)
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # its signal ends the process, within one bytecode too
-        try:
-            said = verdict(*json.loads(line))
-        except Exception:  # math-verify catches what it knows; nothing it meets may end the rest
-            said = UNEQUAL
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(said), file=say, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(float(sys.argv[1]), int(sys.argv[2]))

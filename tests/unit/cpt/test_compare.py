@@ -102,6 +102,9 @@ def test_rows_and_runs_share_the_draws_of_a_set(tmp_path: Path) -> None:
         make_run(tmp_path / "b", {"t1": more, "t2": more, "kept": more}, stream="b", **how),
     ]
     said = lines(compare(labels(runs)))
+    directions = {name: one["higher_is_better"] for name, one in said.items()}
+    levels = dict.fromkeys(("t1", "t2", "kept", "AP"), False)
+    assert directions == {**levels, "BWT_GEM": True, "F_max": False, "dG_i": True}
     for name in ("t1", "t2", "kept", "AP"):
         assert said[name]["estimates"]["a"]["shown"]["low"] is not None, name
     for name, change in {"BWT_GEM": -1.0, "F_max": 1.0, "dG_i": -2.0}.items():
@@ -242,11 +245,38 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert [run["seed"] for run in found["groups"]["naive"]] == [0, 1]
     assert found["first"] == "naive"
-    # Folder names tell runs of one stream apart.
+    with pytest.raises(ConfigError, match=r"^compare: naive-0 is given twice, and a run is no other than itself"):
+        shell.invoke(app, ["compare", paths[0], paths[0]], catch_exceptions=False)
+    # Folder names tell runs of one stream apart, and paths folders of one name.
+    (tmp_path / "other").mkdir()
+    twin = make_run(tmp_path / "other" / "naive-0", B, stream="naive", seed=9)
+    assert list(labels([Path(paths[0]), twin])) == [paths[0], str(twin)]
     assert list(labels([Path(paths[0]), Path(paths[2])])) == ["naive-0", "naive-1"]
     for bad in ("naive", "=x", "naive="):
         with pytest.raises(ConfigError, match="must be NAME=RUN,RUN"):
             shell.invoke(app, ["compare", "--group", bad], catch_exceptions=False)
+
+
+def test_wide_figures_and_long_names_stay_in_80_columns(tmp_path: Path) -> None:
+    """Changes of a loss have signs and three decimals in every cell; its large values have exponents."""
+
+    def scaled(scores: dict[str, list[list[float]]], by: float) -> dict[str, list[list[float]]]:
+        shift = [[3.1, 2.3, 1.2, 2.6], [1.9, 2.2, 3.7, 0.4], [4.1, 1.2, 2.9, 3.3]]
+        made = {}
+        for name, rows in scores.items():
+            made[name] = [[by * (v + s) for v, s in zip(*two, strict=True)] for two in zip(rows, shift, strict=True)]
+        return made
+
+    how: dict[str, Any] = {"definition": "loss@1", "measure": "loss", "higher_is_better": False}
+    for size in (1.0, 123456.0):
+        runs = [
+            make_run(tmp_path / f"{name}{size}", scaled(scores, size), stream=f"{name}{'_and_more' * 12}", **how)
+            for name, scores in (("a", A), ("b", B))
+        ]
+        printed = text(compare(labels(runs))).splitlines()
+        assert max(map(len, printed)) <= 80
+        bwt = printed.index("  BWT_GEM")
+        assert "".join(printed[bwt + 1 : bwt + 4]).count("[") >= 3
 
 
 def test_it_reads_files_and_loads_no_training_code() -> None:

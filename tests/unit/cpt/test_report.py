@@ -19,7 +19,7 @@ import yaml
 from cpt.errors import RunDirError
 from cpt.report import examples, facts, page
 from cpt.report.headline import headline
-from cpt.report.heatmap import FULL, heat_map
+from cpt.report.heatmap import FULL, heat_map, verdict
 from cpt.report.markdown import markdown
 from cpt.report.read import Score, read
 from tests.browser.made import MISSING, write_run
@@ -131,6 +131,23 @@ def test_the_interval_of_a_share_and_of_a_loss() -> None:
     assert score(1.4, 0.5, 9, "answer_loss@1()").interval == pytest.approx((0.42, 2.38), abs=1e-2)
     assert score(0.5, None, 1).interval is None
     assert score(1.4, 0.0, 9, "answer_loss@1()").interval is None  # a width of 0 would be a lie
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "stderr", "higher", "said"),
+    [
+        (0.5, 0.8, 0.1, True, "better"),
+        (0.5, 0.8, 0.1, False, "worse"),
+        (0.8, 0.5, 0.1, False, "better"),
+        (0.5, 0.77, 0.1, True, "~"),  # 1.96 sqrt(2) .1 = .277
+        (0.5, 0.8, None, True, ""),
+    ],
+)
+def test_a_change_is_judged_by_its_error_and_the_measure(
+    before: float, now: float, stderr: float | None, higher: bool, said: str
+) -> None:
+    one, other = (Score(value, None, 9, stderr, "loss@1()", higher) for value in (now, before))
+    assert verdict(one, other) == said
 
 
 def test_the_headline_says_what_was_learned_and_kept(plain: Path) -> None:
@@ -253,6 +270,16 @@ def test_what_is_too_large_is_made_again_with_less(plain: Path) -> None:
     view = read(plain)
     whole = page.html(view)
     assert len(page.html(view, largest=len(whole.encode()) - 1).encode()) < len(whole.encode())
+
+
+def test_many_stages_are_cut_and_counted(tmp_path: Path) -> None:
+    tasks = [f"stage_{i}" for i in range(50)]
+    view = read(write_run(tmp_path / "run", {"stage_0": [0.5] * 51, "facts": [1.0] * 51}, tasks))
+    text = page.html(view, largest=1)
+    assert text.count("<details") < page.html(view).count("<details")
+    assert "10 earlier stages are in their DONE" in text
+    assert "12 earlier stages are counted in the sum" in text  # the base and the sum are lines of that table too
+    assert "47 earlier stages are in their metrics.jsonl" in text
 
 
 # ---- runs that are not whole -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -156,6 +157,7 @@ def test_a_set_definition_follows_rows_and_settings(tokenizer, word_rows):
         EvalSet("s", word_rows[:5], prompting=Prompting(num_fewshot=2), fewshot=word_rows[5:]),
         EvalSet("s", word_rows[:5], prompting=Prompting(num_fewshot=2, fewshot_seed=1), fewshot=word_rows[5:]),
         EvalSet("s", word_rows[:5], generation=Generation(4)),
+        EvalSet("s", word_rows[:5], generation=Generation(stop=("x",))),
         EvalSet("s", word_rows[:5], exact_match="generate"),
         EvalSet("s", word_rows[:5], group="general"),
     ]
@@ -165,6 +167,16 @@ def test_a_set_definition_follows_rows_and_settings(tokenizer, word_rows):
 def test_tokenizers_differ_by_what_decides_their_ids(tokenizer, plain_tokenizer, make_tokenizer):
     assert tokenizer_digest(tokenizer) == tokenizer_digest(make_tokenizer())
     assert tokenizer_digest(tokenizer) != tokenizer_digest(plain_tokenizer)
+    other = make_tokenizer()
+    other.clean_up_tokenization_spaces = not other.clean_up_tokenization_spaces  # decides what a written text is
+    assert tokenizer_digest(tokenizer) != tokenizer_digest(other)
+
+
+def test_what_a_tokenizer_was_used_for_is_no_part_of_it(make_tokenizer):
+    tokenizer = make_tokenizer()
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["river", "river, harbour"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_digest(tokenizer) == before
 
 
 KILLED = """
@@ -209,6 +221,29 @@ def test_a_damaged_cache_is_named(store, monkeypatch):
     for use in (lambda: store.get(["a"]), lambda: store.put({"a": {}})):
         with pytest.raises(CacheError, match=r"scores\.sqlite: cannot be used .*Delete it"):
             use()
+
+
+def test_a_cache_that_another_holds_is_not_to_be_deleted(store, monkeypatch):
+    monkeypatch.setattr(caches, "WAIT", 0.1)
+    store.put({"a": {}})
+    holding = sqlite3.connect(store.path, isolation_level=None)
+    holding.execute("BEGIN EXCLUSIVE")
+    for use in (lambda: store.get(["a"]), lambda: store.put({"b": {}})):
+        with pytest.raises(CacheError, match=r"scores\.sqlite: cannot be read or written .*locked") as caught:
+            use()
+        assert "Delete" not in str(caught.value)
+    holding.close()
+
+
+def test_versions_are_of_what_is_installed(monkeypatch):
+    def version(name):
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return f"{name} 1"
+
+    monkeypatch.setattr(caches, "version", version)
+    found = caches.versions.__wrapped__()
+    assert found == {name: f"{name} 1" for name in caches.LIBRARIES if name != "bitsandbytes"}
 
 
 def test_many_keys_at_once(store, monkeypatch):

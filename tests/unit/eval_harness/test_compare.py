@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from eval_harness.compare import CompareError, compare, main
+from eval_harness.compare import CompareError, compare, main, table
 from eval_harness.results import Result, ResultError, aggregate, aggregation, from_items, to_document, write_json
 
 
@@ -115,6 +116,44 @@ def test_unequal_definitions_and_settings_are_refused_with_both():
     assert compare(a, {**a, "settings": {"facts": {**a["settings"]["facts"], "id": "other rows"}}}).pairs
 
 
+def test_only_settings_that_a_measure_depends_on_are_held_against_it():
+    loss = result([1.5, 2.5], "answer_loss@1(nats_per_token,with_end,plain)", False)
+    own = {"answer_loss": loss, "f1": result([0.5, 1.0], "f1@1(squad,new=8,plain)"), "exact_match": result([1, 0])}
+    how = {"prompting": "plain", "generation": "new=8", "id": "x"}
+    first = document({"facts": own}, settings={"facts": how})
+    second = document({"facts": own}, settings={"facts": how | {"generation": "new=8,t=0.7"}})
+    found = compare(first, second)
+    assert [pair.measure for pair in found.pairs] == ["answer_loss", "exact_match"]
+    assert [(refused.measure, refused.what) for refused in found.refused] == [("f1", "settings")]
+    written = {"exact_match": result([1, 0], "exact_match@1(generate,plain)")}
+    sides = [document({"facts": written}, settings=one["settings"]) for one in (first, second)]
+    assert not compare(*sides).pairs
+    other = document({"facts": own}, settings={"facts": how | {"prompting": "plain,system:123456"}})
+    assert not compare(first, other).pairs
+    task = {"acc": result([1, 0], "lm_eval:acc@1(task=piqa,filter=none,0-shot,plain,settings=abc,lm_eval=0.4.13)")}
+    sides = [document({"w": task}, settings={"w": {"task": "piqa", "num_fewshot": shots}}) for shots in (None, 0)]
+    assert compare(*sides).pairs
+
+
+def test_equal_results_are_one_line_and_equal_weights_are_said():
+    same = {"facts": {"exact_match": result([1, 0, 1])}, "text": {"bits_per_byte": ratio([1, 9], [1, 3])}}
+    found = compare(document(same, weights="ab"), document(same, weights="ab"))
+    lines = table(found).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("  ")] == ["equal", "equal"]
+    assert lines[-1] == "A and B are measurements of the same weights"
+    assert "resamples" not in table(found)
+
+
+def test_small_differences_keep_their_digits_and_the_table_its_width():
+    a, b = [2.6e-4, 2.7e-4, 2.5e-4, 2.4e-4], [9.1e-4, 8.4e-4, 9.9e-4, 6.2e-4]
+    losses = [{"loss": result(side, "loss@1", False), "more": result([one * -1e8 for one in side])} for side in (a, b)]
+    lines = table(compare(*(document({"facts": one}) for one in losses))).splitlines()
+    row = next(line.split() for line in lines if line.startswith("  loss"))
+    assert row[:4] == ["loss", "2.6e-04", "0.0008", "+0.0006"]
+    assert row[-1] == "worse"
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_p_value_is_never_subtracted_nor_compared_across_n():
     def quality(p, n):
         return Result(p, n, None, "forget_quality@1(ks,two_sided)", True, note="KS .4")
@@ -134,10 +173,17 @@ def test_the_command_prints_pairs_refuses_the_rest_and_exits_2(files, capsys):
         a | {"sums": {"exact_match": result([1, 0, 1])}, "copy": {"exact_match": chat}},
         b | {"sums": {"exact_match": chat}, "sort": {"exact_match": chat}},
     )
+    a_said = json.loads(Path(paths[0]).read_text())
+    write_json(paths[0], a_said | {"model": "org/one", "weights": "1f2e3d4c5b", "limit": 5, "dtype": "auto"})
     assert main(paths) == 2
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines)
+    start = next(at for at, line in enumerate(lines) if line.startswith("set "))
+    said = " ".join(" ".join(lines[:start]).split()).replace(" ", "")  # paths may be broken anywhere
+    expected = f"A {paths[0]}: org/one, weights 1f2e3d4c, limit 5 B {paths[1]}: a model without a name"
+    assert said == expected.replace(" ", "")
+    lines = lines[start:]
     assert lines[0].split() == ["set", "A", "B", "B", "-", "A", "[0.95", "interval]"]
     assert lines[2].split()[:4] == ["exact_match", "0.0000", "0.8333", "+0.8333"]
     assert lines[2].split()[-1] == "better"
@@ -175,11 +221,20 @@ def test_bad_input(files, tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
     write_json(tmp_path / "old.json", {**to_document(good), "schema_version": 1})
+    whole = to_document(good)
+    write_json(tmp_path / "shape.json", whole | {"results": []})
+    write_json(tmp_path / "set.json", whole | {"results": {"f": [1]}})
+    write_json(
+        tmp_path / "items.json", whole | {"results": {"f": {"m": whole["results"]["f"]["m"] | {"per_item": [1]}}}}
+    )
     for name, said in {
         "none.json": "no such file",
         "broken.json": "cannot be read as JSON",
         "list.json": "is no results document",
         "old.json": "schema_version = 1: this version reads 2",
+        "shape.json": "results: not of the schema",
+        "set.json": "results: not of the schema",
+        "items.json": "results: not of the schema",
     }.items():
         assert main([paths[0], str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err

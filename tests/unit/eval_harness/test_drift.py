@@ -7,9 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from eval_harness.loading import load_lineage, load_model, made_of
 from eval_harness.prompts import Encoded, Prompting, encode
 from eval_harness.rows import canonical
 from eval_harness.weights import Distance, total, weight_distance, weight_results
+from tests.threads import Threads, ThreadShard
 
 ROWS = [
     canonical({"prompt": f"word {i} of {7 * i}", "completion": "river " * (1 + i % 4) + "market"}) for i in range(12)
@@ -48,32 +47,6 @@ def lora(make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
         return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings | config)).eval()
 
     return make
-
-
-class Threads:
-    """Ranks as threads of this process; jobs: how many each one did."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.table, self.jobs = world, [None] * world, [0] * world
-        self.barrier = Barrier(world, timeout=60)
-
-    def run(self, work: Callable[[FakeShard], Any]) -> list[Any]:
-        with ThreadPoolExecutor(self.world) as pool:
-            return list(pool.map(work, [FakeShard(self, rank) for rank in range(self.world)]))
-
-
-class FakeShard:
-    def __init__(self, threads: Threads, rank: int) -> None:
-        self.threads, self.rank, self.world = threads, rank, threads.world
-
-    def gather(self, part: Any) -> list[Any]:
-        self.threads.table[self.rank] = part
-        if isinstance(part, tuple):
-            self.threads.jobs[self.rank] += len(part[0])
-        self.threads.barrier.wait()
-        parts = list(self.threads.table)
-        self.threads.barrier.wait()
-        return parts
 
 
 def encoded(tokenizer: Any) -> list[Encoded]:
@@ -135,35 +108,18 @@ def test_ranks_share_the_rows_and_return_the_same(model: Any, other: Any, tokeni
     sequences = encoded(tokenizer)
     expected = token_drift(other, model, sequences)
     for world in (2, 3):
-        table: list[Any] = [None] * world
-        barrier = Barrier(world, timeout=60)
         asked = [0] * world
 
-        def rank(
-            number: int, world: int = world, table: Any = table, barrier: Any = barrier, asked: Any = asked
-        ) -> Any:
-            class Shard:
-                rank = number
-
-                def gather(self, part: Any) -> list[Any]:
-                    table[number] = part
-                    barrier.wait()
-                    parts = list(table)
-                    barrier.wait()
-                    return parts
-
+        def work(shard: ThreadShard, asked: list[int] = asked) -> Any:
             def count() -> bool:
-                asked[number] += 1
+                asked[shard.rank] += 1
                 return False
 
-            shard = Shard()
-            shard.world = world
             pair = copy.deepcopy(other), copy.deepcopy(model)  # ranks are threads here, hooks are the model's
             return token_drift(*pair, sequences, batch_tokens=30, should_stop=count, shard=shard)
 
-        with ThreadPoolExecutor(world) as pool:
-            for found in pool.map(rank, range(world)):
-                near(found, expected)
+        for found in Threads(world).run(work):
+            near(found, expected)
         assert min(asked) >= 1
         assert max(asked) < sum(asked)
 
@@ -372,6 +328,20 @@ def test_folders_and_models_have_the_same_distance(
     for pair in ((tmp_path / "other", base), (other, base), (str(tmp_path / "other"), model)):
         close(weight_distance(*pair), expected, rel=1e-9)
     assert {one.l2 for one in weight_distance(base, base).values()} == {0.0}
+
+
+def test_files_that_are_not_loaded_do_not_count(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
+    """Some folders hold their weights twice, the second time under the names of another library."""
+    one, other = make_model(len(tokenizer)), make_model(len(tokenizer), seed=1)
+    one.save_pretrained(tmp_path / "one")
+    other.save_pretrained(tmp_path / "other", max_shard_size="10KB")
+    expected = weight_distance(tmp_path / "one", tmp_path / "other")
+    for name in ("one", "other"):
+        save_file({"layers.0.attention.wq.weight": torch.ones(2)}, tmp_path / name / "consolidated.safetensors")
+        assert weight_distance(tmp_path / "one", tmp_path / "other") == expected
+    (tmp_path / "other" / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(LoadError, match=r"index\.json: cannot be read .*restore the folder"):
+        weight_distance(tmp_path / "one", tmp_path / "other")
 
 
 def test_a_tied_tensor_counts_once(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:

@@ -59,6 +59,20 @@ def test_a_stop_string_ends_its_row_only(model, tokenizer, prompts):
     assert found == [generate(model, tokenizer, [one], Generation(24, stop=(stop,)))[0] for one in prompts]
 
 
+def test_a_stop_string_may_be_a_special_token(model, make_tokenizer, prompts):
+    """As where an instruction-tuned model ends its turn by another token than eos: in the text it never stands."""
+    tokenizer = make_tokenizer()
+    free = generate(model, tokenizer, prompts, 12)
+    ends_turn = free[0][3]
+    name = tokenizer.convert_ids_to_tokens(ends_turn)
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+    assert name in tokenizer.all_special_tokens
+    found = generate(model, tokenizer, prompts, Generation(12, stop=(name,)))
+    for ids, whole in zip(found, free, strict=True):
+        assert ids == whole[: whole.index(ends_turn) + 1 if ends_turn in whole else len(whole)]
+    assert len(found[0]) <= 4
+
+
 def test_settings_that_cannot_be_are_all_named():
     bad = Generation(0, stop=("",), temperature=-1, top_p=0, top_k=-1)
     said = list(bad.problems())
@@ -78,6 +92,7 @@ def test_a_definition_says_what_is_not_the_default():
     assert one != two
     assert one.startswith("new=32,stop=1:")
     assert Generation(8, temperature=0.5, seed=3).definition() == "new=8,t=0.5,seed=3"
+    assert Generation(8, temperature=1).definition() == Generation(8, temperature=1.0).definition() == "new=8,t=1"
 
 
 def test_a_model_of_nans_is_an_error_and_not_a_text(make_model, tokenizer, prompts):
@@ -86,3 +101,18 @@ def test_a_model_of_nans_is_an_error_and_not_a_text(make_model, tokenizer, promp
         broken.lm_head.weight[9] = float("nan")
     with pytest.raises(ScoringError, match="the logits are NaN"):
         generate(broken, tokenizer, prompts, 4)
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_an_adapted_model_writes_by_our_settings_and_keeps_its_own(make_model, tokenizer, prompts, task_type):
+    """PEFT's two wrappers hand the generation config down in two ways."""
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model(len(tokenizer))
+    base.generation_config.repetition_penalty = 5.0
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type=task_type)  # B is zero: it says what the base says
+    adapted, own = get_peft_model(base, config).eval(), base.generation_config
+    found = generate(adapted, tokenizer, prompts, 6)
+    assert base.generation_config is own
+    assert found == generate(adapted.unload(), tokenizer, prompts, 6)
+    assert "generation_config" not in vars(adapted)

@@ -235,7 +235,7 @@ def test_metrics_combine(found):
 
 
 def test_an_unknown_metric_is_named_with_a_near_one():
-    with pytest.raises(ValueError, match=r"no metric 'bwt_gen', did you mean 'bwt_gem'\?: must be one of average_"):
+    with pytest.raises(ValueError, match=r"no metric 'bwt_gen': did you mean 'bwt_gem'\? must be one of average_"):
         metric_path("bwt_gen")
     with pytest.raises(ValueError, match="no metric 'base'"):
         metric_path("base")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from eval_harness import quantization
 from eval_harness.lineage import Lineage, Part, weights_hashes
 from eval_harness.loading import LOADERS, LoadError, load, load_lineage, load_model, made_of, weights_folder
 from eval_harness.prompts import Encoded
@@ -39,11 +38,8 @@ def file_of_the_page(name: str) -> str:
 
 
 @pytest.fixture
-def base(tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> Path:
-    folder = tmp_path / "base"
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+def base(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> Path:
+    return tiny_checkpoint(tmp_path / "base")
 
 
 @pytest.fixture
@@ -290,18 +286,18 @@ def trained(model: Any, steps: int = 3) -> tuple[list[float], dict[str, torch.Te
     return losses, {name: p.detach().clone() for name, p in learned.items()}
 
 
+@pytest.mark.usefixtures("bitsandbytes")
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_scoring_in_few_bits_leaves_the_process_able_to_train(
-    tmp_path: Path, tiny_llama: Callable[..., Any], bits: Any, require: Callable[[str, bool, str], None]
+    tmp_path: Path, tiny_checkpoint: Callable[..., Path], bits: Any
 ) -> None:
     """The same model, and full weights loaded after it, learn bit for bit what they learn in a fresh process.
 
     On a CPU with AVX512-BF16 it fails without `quantization.keep_gradients_right`: a scoring pass repacks the
     4-bit weights, and what is used from then on has no gradient to the layers below.
     """
-    require("bitsandbytes", quantization.is_installed(), "bitsandbytes is not installed")
-    base = tmp_path / "base"  # as wide as bitsandbytes repacks it
-    tiny_llama(hidden_size=64, intermediate_size=64, num_key_value_heads=4).save_pretrained(base)
+    wide = {"hidden_size": 64, "intermediate_size": 64, "num_key_value_heads": 4}  # as bitsandbytes repacks it
+    base = tiny_checkpoint(tmp_path / "base", **wide)
     never_scored = trained(load_model(base, quantization=bits))
     full = trained(load_model(base))
     sequences = [Encoded(IDS[0].tolist(), [False] + [True] * 5)]

@@ -215,8 +215,9 @@ def test_the_command_line_measures_an_adapter_on_a_base(
     moved = base.rename(tmp_path / "moved")
     losses = []
     for model, more in ((adapter, ["--base", str(moved)]), (moved, [])):
-        assert main(["--model", str(model), "--suite", str(suite), "--out", str(tmp_path / "out"), *more]) == 0
-        losses.append(json.loads((tmp_path / "out" / "results.json").read_text()))
+        out = tmp_path / f"of_{model.name}"
+        assert main(["--model", str(model), "--suite", str(suite), "--out", str(out), *more]) == 0
+        losses.append(json.loads((out / "results.json").read_text()))
     assert "rows" in capsys.readouterr().out
     assert losses[0]["results"] != losses[1]["results"]
     assert main(["--model", str(adapter), "--suite", str(suite)]) == 2

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from eval_harness import run
-from eval_harness.__main__ import _parser, main, table
+from eval_harness.__main__ import _parser, main
 from eval_harness.errors import Interrupted
 from eval_harness.progress import Progress, Silent
-from eval_harness.results import Result, from_document, schema
+from eval_harness.result_table import table
+from eval_harness.results import Result, from_document, from_items, schema
 
 SUITE = """
 description: two sets
@@ -54,15 +55,16 @@ def test_as_a_process(place: Path, root: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["set", "measure", "value", "n", "definition"]
-    measured = [["words", "exact_match"], ["words", "answer_loss"], ["text", "bits_per_byte"]]
-    assert [line.split()[:2] for line in lines[1:4]] == measured
-    assert any("words (1 of 2): 3 of 3" in line for line in done.stderr.splitlines())
+    assert lines[0].split() == ["set,", "measure", "value", "n"]
+    assert [line.split()[0] for line in lines[1:6]] == ["words", "exact_match", "answer_loss", "text", "bits_per_byte"]
+    assert max(map(len, lines)) <= 80
+    assert any("words (1 of 2): 100 %" in line for line in done.stderr.splitlines())
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr)  # neither is a terminal
     found = document(place / "out" / "results.json")
     results = from_document(found)
     assert (found["model"], found["limit"], found["dtype"]) == ("model", 3, "auto")
     assert results["words"]["answer_loss"].n == 3
-    assert f"{results['words']['answer_loss'].value:.4f} ± " in lines[2]
+    assert f"{results['words']['answer_loss'].value:.4f} ± " in lines[3]
     one = from_document(document(place / "out" / "words.json"))
     assert one == {"words": results["words"]}
 
@@ -112,7 +114,6 @@ def test_a_second_call_keeps_what_is_equal(
     ("change", "again"),
     [
         (["--limit", "2"], ["words"]),  # the one text stays one text
-        (["--dtype", "bfloat16"], ["words", "text"]),
         (["--seed", "1"], []),  # nothing is drawn
     ],
 )
@@ -125,20 +126,33 @@ def test_a_second_call_measures_what_changed(
     assert measured == again
 
 
-def test_other_weights_of_the_same_name_are_measured(place: Path, measured: list[str], make_model: Any) -> None:
+def test_a_folder_is_of_one_model(
+    place: Path, measured: list[str], make_model: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(ARGUMENTS) == 0
-    before = document(place / "out" / "results.json")
+    before = (place / "out" / "results.json").read_text()
     measured.clear()
-    make_model(before_vocabulary(place), seed=5).save_pretrained(place / "model")
-    assert main(ARGUMENTS) == 0
-    after = document(place / "out" / "results.json")
+    assert main([*ARGUMENTS, "--dtype", "bfloat16"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: out: holds results of model (weights ")
+    assert "dtype auto, quantization trained" in said
+    assert said.endswith("dtype bfloat16, quantization trained): give another folder with --out, or delete out")
+    make_model(len(tokenizer), seed=5).save_pretrained(place / "model")  # other weights of the same name
+    (place / "out" / "results.json").unlink()
+    assert main(ARGUMENTS) == 2  # words.json and text.json say whose they are
+    assert main([*ARGUMENTS[:4], "--out", "other", "--device", "cpu"]) == 0
     assert measured == ["words", "text"]
-    assert before["weights"] != after["weights"]
-    assert before["results"] != after["results"]
+    assert document(place / "other" / "results.json")["results"] != json.loads(before)["results"]
 
 
-def before_vocabulary(place: Path) -> int:
-    return document(place / "model" / "config.json")["vocab_size"]
+def test_files_of_sets_that_are_not_asked_for_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ARGUMENTS) == 0
+    assert "also holds" not in capsys.readouterr().err
+    (place / "suite.yaml").write_text("sets: {text: {file: text.jsonl, group: general}}")
+    (place / "out" / "mine.json").write_text("{}")  # no measurement
+    assert main(ARGUMENTS) == 0
+    assert "out also holds words.json, measured earlier; results.json does not" in capsys.readouterr().err
+    assert list(document(place / "out" / "results.json")["results"]) == ["text"]
 
 
 def test_a_damaged_file_is_measured_again(place: Path, measured: list[str]) -> None:
@@ -240,15 +254,17 @@ def test_compare_is_a_command_of_its_own(place: Path, capsys: pytest.CaptureFixt
             ["did you mean 'tiny_world'", "none.yaml: no such file"],
         ),
         (["--model", "model", "--suite", "suite.yaml", "--out", "words.jsonl"], ["--out words.jsonl: cannot be made"]),
-        (["--model", "model", "--suite", "suite.yaml,suite.yaml"], ["set 'words': given 2 times", "set 'text'"]),
-        (["--model", "model", "--suite", "tiny_world", "--data", "no"], []),  # asked of data sets only
-        (["--model", "model", "--suite", "general", "--data", "no"], ["data = 'no': no such folder"] * 11),
+        (
+            ["--model", "model", "--suite", "suite.yaml,suite.yaml"],
+            ["--suite suite.yaml,suite.yaml: 'words' is the name of two sets", "'text' is the name of two sets"],
+        ),
+        (["--model", "model", "--suite", "tiny_world", "--data", "no"], ["--data no: no such folder"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_per_problem_and_code_2(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
 ) -> None:
-    assert main([*arguments, "--limit", "1", "--device", "cpu"]) == (2 if said else 0)
+    assert main([*arguments, "--limit", "1", "--device", "cpu"]) == 2
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == len(said), lines
@@ -292,13 +308,45 @@ def test_an_lm_eval_set_is_known_by_its_task_files(
     assert main(ARGUMENTS) == 0
     assert len(asked) == 2
     assert "0.5000" in capsys.readouterr().out
+    # What --out holds is no task file, though it lies in the folder of task files.
+    (place / "suite.yaml").write_text("sets: {w: {lm_eval: mine, include_path: .}, text: {file: text.jsonl}}")
+    again = [*ARGUMENTS[:4], "--out", "here", "--device", "cpu"]
+    assert main(again) == main(again) == 0
+    assert len(asked) == 3
+    (place / "data.json").write_text("[1]")
+    assert main(again) == 0
+    assert len(asked) == 4
 
 
-def test_table_shows_what_is_undefined_and_why() -> None:
-    empty = Result(None, 0, None, "d@1", True, {}, {"longer_than_context": 4}, "no item could be measured")
-    lines = table({"s": {"exact_match": empty}}).splitlines()
-    assert lines[1].split() == ["s", "exact_match", "undefined", "0", "d@1"]
-    assert lines[2] == "s exact_match: 4 excluded: longer_than_context; no item could be measured"
+def test_table_says_what_is_undefined_and_why_once() -> None:
+    empty = from_items([], definition="d@1", higher_is_better=True, excluded={"longer_than_context": 4})
+    assert table({"s": {"exact_match": empty}}).splitlines() == [
+        "set, measure                          value                                   n",
+        "s",
+        "  exact_match                         undefined                               0",
+        "",
+        "  no item could be measured: 4 longer_than_context: s (exact_match)",
+        "",
+        "definitions",
+        "  d@1: s",
+    ]
+
+
+def test_table_says_each_remark_and_definition_once_in_80_columns() -> None:
+    def one(kind: str) -> Result:
+        return Result(0.25, 40, 0.07, f"{kind}@1(sum,plain)", True, {}, {"longer_than_context": 2}, "chance level 0.25")
+
+    long = Result(12345678.9, 10**6, 1e-9, f"lm_eval:acc@1.0({','.join(f'task=t{i}' for i in range(40))})", True)
+    names = [f"set_{i}" for i in range(30)]
+    results = {name: {kind: one(kind) for kind in ("acc", "acc_norm")} for name in names}
+    results[f"group/{'x' * 90}"] = {"a_measure_of_a_name_that_is_longer_than_its_column": long}
+    text = table(results)
+    assert max(map(len, text.splitlines())) == 80
+    words = " ".join(text.split())
+    assert words.count("chance level 0.25: set_0 (acc, acc_norm), set_1 (acc, acc_norm),") == 1
+    assert words.count("2 excluded, longer_than_context: set_0 (acc, acc_norm)") == 1
+    assert words.count("acc@1(sum,plain): set_0, set_1,") == 1
+    assert "1.235e+07 ± 1e-09" in words
 
 
 # ---- progress ---------------------------------------------------------------------------------------
@@ -312,10 +360,22 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(capsys: pytest.Captur
             now[0] += 0.5
             progress(done, 100)
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-    assert lines == [f"facts (1 of 2): {done} of 100" for done in (1, 21, 41, 61, 81, 100)]
+    assert lines == [f"facts (1 of 2): {done} %" for done in (1, 21, 41, 61, 81, 100)]
 
 
-def test_one_line_moves_on_a_terminal() -> None:
+def test_progress_is_a_share_that_never_says_all_too_early(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(clock=lambda: 0.0) as progress:
+        progress.begin("facts")
+        progress.said = -1e9
+        progress(199, 200)
+        progress(200, 200)
+        progress(200, 200)  # the last of several parts that end at once
+    assert [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()] == ["facts: 99 %", "facts: 100 %"]
+
+
+def test_one_line_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
     class Terminal:
         text = ""
 
@@ -331,13 +391,20 @@ def test_one_line_moves_on_a_terminal() -> None:
 
     terminal: Any = Terminal()
     with Progress(terminal) as progress:
-        progress.begin("facts")
+        progress.begin("facts [red]")
         progress(3, 4)
         progress.say("kept [red]")
         progress.bar.refresh()
-    assert "3/4" in terminal.text
+    assert "75%" in terminal.text
     assert "kept [red]" in terminal.text
-    assert "facts" in terminal.text
+    assert "facts [red]" in terminal.text
+    terminal.text = ""
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress(terminal) as progress:
+        progress.begin("facts")
+        progress(4, 4)
+    assert terminal.text.endswith("facts: 100 %\n")
+    assert "\x1b" not in terminal.text
 
 
 def test_processes_that_do_not_speak(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_harness.metrics import maths
+from eval_harness.metrics.verifier import EQUAL, NOTHING_FOUND, UNEQUAL, UNREADABLE, Verifier
 
 ENDLESS = "9^{9^{9^9}}"  # has more digits than there are atoms
 
@@ -93,12 +94,12 @@ def test_strict_and_lenient(prediction: str, reference: str, strict: float | Non
 
 
 def test_a_reference_of_which_nothing_can_be_read_is_undefined() -> None:
-    verifier = maths.Verifier()
+    verifier = Verifier()
     try:
-        assert verifier.ask("no numbers", "7") == maths.UNREADABLE
-        assert verifier.ask("\\boxed{7}", "no numbers") == maths.NOTHING_FOUND
-        assert verifier.ask("\\boxed{7}", "no numbers", "it is 7") == maths.EQUAL
-        assert verifier.ask("\\boxed{7}", "8", "it is 7") == maths.UNEQUAL  # the first that can be read decides
+        assert verifier.ask("no numbers", "7") == UNREADABLE
+        assert verifier.ask("\\boxed{7}", "no numbers") == NOTHING_FOUND
+        assert verifier.ask("\\boxed{7}", "no numbers", "it is 7") == EQUAL
+        assert verifier.ask("\\boxed{7}", "8", "it is 7") == UNEQUAL  # the first that can be read decides
     finally:
         verifier.close()
 
@@ -126,34 +127,32 @@ def test_strict_is_never_above_lenient_and_nothing_raises(prediction: str, refer
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[maths.Verifier]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Verifier]:
     """A verifier with 0.4 seconds of CPU for an item."""
-    monkeypatch.setattr(maths, "CPU_SECONDS", 0.4)
-    verifier = maths.Verifier()
+    monkeypatch.setattr("eval_harness.metrics.verifier.CPU_SECONDS", 0.4)
+    verifier = Verifier()
     yield verifier
     verifier.close()
 
 
-def test_an_item_that_takes_years_is_given_up_and_said(
-    impatient: maths.Verifier, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_item_that_takes_years_is_given_up_and_said(impatient: Verifier, caplog: pytest.LogCaptureFixture) -> None:
     began = time.monotonic()
-    assert impatient.ask("\\boxed{7}", f"\\boxed{{{ENDLESS}}}") == maths.UNEQUAL
+    assert impatient.ask("\\boxed{7}", f"\\boxed{{{ENDLESS}}}") == UNEQUAL
     assert time.monotonic() - began < 30  # seconds of a busy machine, not years
     assert "not decided within 0.4 s" in caplog.text
     assert ENDLESS in caplog.text
-    assert impatient.ask("\\boxed{7}", "\\boxed{7.0}") == maths.EQUAL
+    assert impatient.ask("\\boxed{7}", "\\boxed{7.0}") == EQUAL
 
 
-def test_a_reference_that_takes_years_is_undefined(impatient: maths.Verifier) -> None:
+def test_a_reference_that_takes_years_is_undefined(impatient: Verifier) -> None:
     nested = "(" * 900
     assert impatient.ask(f"\\boxed{{{nested}}}", "7") is None
-    assert impatient.ask("\\boxed{7}", "7") == maths.EQUAL
+    assert impatient.ask("\\boxed{7}", "7") == EQUAL
 
 
 def test_an_answer_that_was_interrupted_is_not_the_next_ones() -> None:
-    verifier = maths.Verifier()
-    assert verifier.ask("\\boxed{7}", "8") == maths.UNEQUAL
+    verifier = Verifier()
+    assert verifier.ask("\\boxed{7}", "8") == UNEQUAL
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -166,18 +165,18 @@ def test_an_answer_that_was_interrupted_is_not_the_next_ones() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert verifier.ask("\\boxed{7}", "7") == maths.EQUAL
+    assert verifier.ask("\\boxed{7}", "7") == EQUAL
     verifier.close()
 
 
 def test_a_process_that_somebody_ended_is_started_again() -> None:
-    verifier = maths.Verifier()
-    assert verifier.ask("\\boxed{7}", "7.0") == maths.EQUAL
+    verifier = Verifier()
+    assert verifier.ask("\\boxed{7}", "7.0") == EQUAL
     process = verifier._process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert verifier.ask("\\boxed{7}", "7.0") == maths.EQUAL
+    assert verifier.ask("\\boxed{7}", "7.0") == EQUAL
     verifier.close()
 
 
@@ -199,7 +198,7 @@ def test_without_math_verify_the_error_says_what_to_install(monkeypatch: pytest.
     (tmp_path / "math_verify.py").write_text("raise ImportError('broken here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ImportError, match=r"broken here.*pip install math-verify"):
-        maths.Verifier().ask("\\boxed{7}", "7")
+        Verifier().ask("\\boxed{7}", "7")
 
 
 def test_importing_it_imports_no_sympy() -> None:

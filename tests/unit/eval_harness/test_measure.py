@@ -46,7 +46,7 @@ def test_one_pass_equals_generation(half_taught, tokenizer, word_rows):
     assert 12 <= sum(one.per_item.values()) <= 108  # some right, some wrong: the comparison means something
     assert one.per_item == two.per_item
     assert one.definition.startswith("exact_match@1(one_pass,chat:")
-    assert two.definition == one.definition.replace("one_pass", "generate")
+    assert two.definition == one.definition.replace("one_pass", "generate,greedy")
 
 
 def test_one_pass_equals_generation_in_plain_style(half_taught, tokenizer, word_rows):
@@ -264,3 +264,22 @@ def test_prepared_sets_measure_what_measure_does(model, make_model, tokenizer, w
     assert prepared.tokens > 24 * 4
     with pytest.raises(MeasureError, match="written: answers that must be written"):
         Prepared(tokenizer, [EvalSet("written", word_rows, ("exact_match",), exact_match="generate")])
+
+
+def test_progress_goes_forward_whatever_room_the_answers_need(model, tokenizer, word_rows):
+    long = canonical({"prompt": "Say:", "completion": "river harbour market " * 4})
+    seen = []
+    one = EvalSet("s", [*word_rows[:5], long], ("exact_match",), exact_match="generate")
+    measure(model, tokenizer, [one], progress=lambda done, total: seen.append((done, total)), batch_tokens=1)
+    assert seen == sorted(seen)
+    assert len(seen) == len(set(seen)) == 6
+    assert seen[-1] == (6, 6)
+
+
+def test_a_model_may_be_opened_by_a_method(model, tokenizer, word_rows):
+    class Opens:
+        def model(self):
+            return model
+
+    sets = [EvalSet("s", word_rows[:2])]
+    assert measure(Opens().model, tokenizer, sets) == measure(model, tokenizer, sets)

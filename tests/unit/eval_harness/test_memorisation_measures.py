@@ -100,6 +100,8 @@ def test_texts_are_attacked_as_a_whole(model, tokenizer):
         found["loss_score"].value / len(zlib.compress(text.encode())), rel=1e-5
     )
     assert 0 <= found["exact_memorisation"].value <= 1
+    assert found["exact_memorisation"].definition == "exact_memorisation@1(no_end,window=128,text)"
+    assert {found[name].definition.partition(",window=")[2] for name in names} == {"128,text)"}
 
 
 def test_rows_without_rivals_are_refused_and_bad_ones_named(word_rows):

@@ -82,6 +82,8 @@ def test_what_is_written_needs_an_end_and_its_settings_are_checked(word_rows):
     assert "set 'a': what is written has no end: give generate.max_new_tokens" in said
     assert "set 'b': generate.max_new_tokens = 0: must be a whole number" in said
     assert "set 'c': num_fewshot does not apply to text rows" in said
+    with pytest.raises(MeasureError, match=r"set 'd': strip_reasoning = '\(': must be a regular expression"):
+        check([EvalSet("d", word_rows[:2], prompting=Prompting(strip_reasoning="("))])
 
 
 def test_shots_change_the_score_and_their_prefix_is_shared(model, tokenizer):
@@ -112,6 +114,16 @@ def test_reasoning_is_cut_before_an_answer_is_read(model, tokenizer, monkeypatch
         return measure(model, tokenizer, [one])["s"]["quasi_exact_match"].value
 
     assert (value(None), value(REASONING)) == (0.0, 1.0)
+
+
+def test_a_pattern_that_takes_too_long_names_its_set(model, tokenizer, monkeypatch):
+    written = tokenizer("a" * 60 + "!").input_ids
+    monkeypatch.setattr("eval_harness.generation.generate", lambda model, tokenizer, prompts, how, **k: [written])
+    monkeypatch.setattr("eval_harness.metrics.text.MATCH_SECONDS", 0.05)
+    one = EvalSet("s", [canonical({"question": "Say:", "answer": "a"})], ("f1",), generation=Generation(4))
+    one.prompting = Prompting(strip_reasoning="(a|a)+$")
+    with pytest.raises(MeasureError, match=r"set 's': strip_reasoning: the pattern .* was undecided"):
+        measure(model, tokenizer, [one])
 
 
 def test_marks_of_reasoning_may_be_special_tokens(make_model, make_tokenizer, monkeypatch):

@@ -164,6 +164,9 @@ def test_what_cannot_be_rendered_says_so(tokenizer, plain_tokenizer, make_tokeni
     for row in (conversation, asked):
         with pytest.raises(PromptError, match=r"set tokenizer\.chat_template"):
             encode(plain_tokenizer, row)
+        for ids_of in (encode, prompt_ids):  # "none" is never: nothing is rendered behind its back
+            with pytest.raises(PromptError, match="needs a chat template, and none is used here"):
+                ids_of(tokenizer, row, "none")
     unmarked = make_tokenizer()
     unmarked.chat_template = tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(PromptError, match=r"\{% generation %\} \.\.\. \{% endgeneration %\}"):
@@ -175,6 +178,15 @@ def test_what_cannot_be_rendered_says_so(tokenizer, plain_tokenizer, make_tokeni
         encode(elsewhere, QUESTION)
     with pytest.raises(PromptError, match="chat_template = 'alpaca'"):
         encode(tokenizer, QUESTION, "alpaca")  # type: ignore[arg-type]
+    alone = make_tokenizer()
+    alone.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    assert encode(alone, QUESTION).input_ids == encode(tokenizer, QUESTION).input_ids
+    for row in (QUESTION, conversation):
+        with pytest.raises(PromptError, match=r"refuses a conversation of system, user.*: System role not supported"):
+            encode(alone, row, system="Be brief.")
     endless = make_tokenizer(chat=False)
     endless.eos_token = None
     with pytest.raises(PromptError, match=r"set tokenizer\.eos_token"):

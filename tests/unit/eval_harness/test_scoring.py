@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_against_the_slow_loop(model):
         assert found.log_probs == pytest.approx(log_probs, abs=1e-5)
         assert found.tokens == len(log_probs)
         assert found.log_prob == pytest.approx(sum(log_probs), abs=1e-4)
-        assert found.greedy_tokens == (hits.index(False) if False in hits else len(hits))
+        assert found.hits == hits
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,7 +66,7 @@ def test_order_and_batch_size_change_nothing(model, order, batch_tokens):
     found = score(model, [sequences[i] for i in order], batch_tokens=batch_tokens)
     for i, one in zip(order, found, strict=True):
         assert one.log_probs == pytest.approx(expected[i].log_probs, abs=1e-5)
-        assert one.greedy_tokens == expected[i].greedy_tokens
+        assert one.hits == expected[i].hits
 
 
 def test_head_on_hidden_states_equals_full_logits(model, monkeypatch):
@@ -115,6 +116,14 @@ def test_a_cap_is_seen_in_the_config_where_the_first_logits_are_too_small_to_sho
     assert config.final_logit_softcapping == 30.0
     with torch.no_grad():
         assert scoring._reader(model, [5, 6, 7]).__qualname__.startswith("_all_logits")
+
+
+def test_a_cap_is_seen_in_the_text_part_of_a_composite_config():
+    from transformers import Gemma3Config
+
+    for cap, changes in ((30.0, True), (None, False)):
+        composite = Gemma3Config(text_config={"final_logit_softcapping": cap})
+        assert scoring._config_changes_logits(SimpleNamespace(config=composite)) is changes
 
 
 def test_a_lora_model_is_scored_with_its_adapter(make_model):

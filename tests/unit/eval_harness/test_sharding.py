@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -15,31 +12,7 @@ from eval_harness.errors import Interrupted, ScoringError
 from eval_harness.measure import EvalSet, measure
 from eval_harness.rows import canonical
 from eval_harness.sharding import spread
-
-
-class Threads:
-    """Ranks as threads of this process: gather is a table and two barriers."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.table, self.barrier = world, [None] * world, Barrier(world, timeout=60)
-
-    def run(self, work: Callable[[FakeShard], Any]) -> list[Any]:
-        """What each rank's work returned or raised; a rank that waits for ever fails at its barrier."""
-        with ThreadPoolExecutor(self.world) as pool:
-            ranks = [pool.submit(work, FakeShard(self, rank)) for rank in range(self.world)]
-            return [one.exception() or one.result() for one in ranks]
-
-
-class FakeShard:
-    def __init__(self, threads: Threads, rank: int) -> None:
-        self.threads, self.rank, self.world = threads, rank, threads.world
-
-    def gather(self, part: Any) -> list[Any]:
-        self.threads.table[self.rank] = part
-        self.threads.barrier.wait()
-        parts = list(self.threads.table)
-        self.threads.barrier.wait()
-        return parts
+from tests.threads import Threads, ThreadShard
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -48,7 +21,7 @@ def test_every_job_is_done_once_and_known_to_all(jobs: int, world: int, monkeypa
     monkeypatch.setattr(sharding, "ROUND", 4)  # 100 jobs are several rounds, the last one short
     did: list[list[int]] = [[] for _ in range(world)]
 
-    def work(shard: FakeShard) -> list[tuple[int, int]]:
+    def work(shard: ThreadShard) -> list[tuple[int, int]]:
         return list(spread(range(jobs), lambda job: did[shard.rank].append(job) or job**2, shard))
 
     assert Threads(world).run(work) == [[(job, job**2) for job in range(jobs)]] * world
@@ -100,7 +73,7 @@ def test_measures_of_several_ranks_equal_those_of_one(
     alone = measure(half_taught, tokenizer, sets)
     seen: list[list[int]] = [[], []]
 
-    def work(shard: FakeShard) -> Any:
+    def work(shard: ThreadShard) -> Any:
         own = copy.deepcopy(half_taught)
         record = own.base_model.register_forward_hook(
             lambda module, args, kwargs, out: seen[shard.rank].append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -127,7 +100,7 @@ def test_a_small_set_is_shared_too(half_taught: Any, tokenizer: Any, word_rows: 
     """All rows fit in one batch: the ranks get batches of their own all the same."""
     batches: list[int] = [0, 0]
 
-    def work(shard: FakeShard) -> Any:
+    def work(shard: ThreadShard) -> Any:
         def count() -> bool:
             batches[shard.rank] += 1
             return False
@@ -139,7 +112,7 @@ def test_a_small_set_is_shared_too(half_taught: Any, tokenizer: Any, word_rows: 
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all(half_taught: Any, tokenizer: Any, word_rows: list[Any]) -> None:
-    def work(shard: FakeShard) -> Any:
+    def work(shard: ThreadShard) -> Any:
         return measure(
             half_taught, tokenizer, [EvalSet("s", word_rows)], should_stop=lambda: shard.rank == 1, shard=shard
         )

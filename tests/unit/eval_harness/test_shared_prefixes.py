@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -57,6 +59,7 @@ def test_shared_equals_alone(model):
 
 def test_a_shared_prefix_runs_once(model):
     sequences = questions()
+    score(model, sequences)  # what a few tokens tell of the model is known from here on
     seen = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda m, i, out: seen.append(out.shape[0] * out.shape[1])
@@ -66,8 +69,7 @@ def test_a_shared_prefix_runs_once(model):
     tokens = sum(seen)
     prefixes = {tuple(one.input_ids[: one.start]) for one in sequences}
     answers = sum(len(one.input_ids) - one.start - 1 for one in sequences)  # a last token predicts nothing
-    probes = 2 * 8 + 9 + 9 + 6  # the head on hidden states, twice two branches, one of them alone
-    assert tokens == sum(map(len, prefixes)) + answers + probes
+    assert tokens == sum(map(len, prefixes)) + answers
     assert tokens < 0.7 * sum(len(one.input_ids) for one in sequences)
 
 
@@ -116,6 +118,54 @@ def test_a_model_that_leaks_between_branches_is_found(model, monkeypatch):
         assert scoring._can_branch(model, [5, 6, 7, 8])
         monkeypatch.setattr(scoring, "_inputs", leaking)
         assert not scoring._can_branch(model, [5, 6, 7, 8])
+
+
+def test_a_model_is_tried_once_for_each_way_it_computes_and_not_kept(make_model, monkeypatch):
+    tried = []
+
+    def counted(trait):
+        def ask(model, ids):
+            tried.append(trait.__name__)
+            return trait(model, ids)
+
+        ask.__name__ = trait.__name__
+        return ask
+
+    for trait in (scoring._can_branch, scoring._is_head_on_hidden):
+        monkeypatch.setattr(scoring, trait.__name__, counted(trait))
+    model, sequences = make_model(320), questions(count=2)
+    for change in (None, "eager", torch.float64):
+        if isinstance(change, str):
+            model.set_attn_implementation(change)
+        elif change is not None:
+            model.to(change)
+        tried.clear()
+        first = score(model, sequences)
+        assert score(model, sequences) == first
+        assert sorted(tried) == ["_can_branch", "_is_head_on_hidden"]
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_learned_prompt_may_come_and_go(make_model):
+    """With it on, the ids are not all that the model reads; with it off they are."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(make_model(320), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    sequences = questions(count=2)
+    with model.disable_adapter():
+        off = score(model, sequences)
+        plain = score(model.get_base_model(), sequences)
+        assert [one.log_probs for one in off] == [pytest.approx(one.log_probs) for one in plain]
+    on = score(model, sequences)
+    for one, found in zip(sequences, on, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([one.input_ids])).logits[0, 3:].log_softmax(-1)
+        expected = [float(logits[t - 1, one.input_ids[t]]) for t in range(one.start, len(one.input_ids))]
+        assert found.log_probs == pytest.approx(expected, rel=1e-4)
 
 
 def test_statistics_by_definition(model):

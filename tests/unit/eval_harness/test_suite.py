@@ -89,6 +89,13 @@ def test_reasoning_pattern_of_the_harness(folder: Path) -> None:
     assert one.prompting.strip_reasoning == text.REASONING
 
 
+def test_a_pattern_is_of_the_module_that_cuts_with_it(folder: Path) -> None:
+    (one,) = load_suite(suite(folder, r"sets: {a: {file: choices.jsonl, strip_reasoning: '\p{Han}+'}}")).sets
+    assert one.prompting.strip_reasoning == r"\p{Han}+"
+    with pytest.raises(SuiteError, match=r"strip_reasoning = '': must be true, false or a regular expression$"):
+        load_suite(suite(folder, "sets: {a: {file: choices.jsonl, strip_reasoning: ''}}"))
+
+
 def test_limits_take_the_first_rows_and_nest(folder: Path) -> None:
     def ids(limit: int | None, more: str = "") -> list[str]:
         text = f"sets: {{a: {{file: rows.jsonl, fields: {{question: q, answer: a}}, limit: 6{more}}}}}"
@@ -191,11 +198,12 @@ sets:
         ("sets: {a: {file: mixed.jsonl}}", r"sets.a: .*mixed\.jsonl: row 1: no known form"),
         ("sets: {a: {file: wrong.jsonl}}", r"sets.a: .*wrong\.jsonl: row 1: answer 'sun' is not among the choices"),
         ("sets: {a: {file: some.jsonl, measures: [acc]}}", r"some\.jsonl: row 1: acc is .* without choices"),
-        ("sets: {a: {file: text.jsonl, measures: [acc]}}", r"row 0: acc is not defined for a row without choices"),
-        ("sets: {a: {file: some.jsonl, measures: [bits_per_byte]}}", r"row 0: bits_per_byte is .* form completion"),
+        ("sets: {a: {file: text.jsonl, measures: [acc]}}", r"row 0: acc is not defined for a row without choices$"),
+        ("sets: {a: {file: some.jsonl, measures: [bits_per_byte]}}", r"row 0 \(and 1 more\): bits_per_byte is .*ion"),
         ("sets: {a: {file: text.jsonl, measures: [bits_per_bite]}}", "'bits_per_bite': unknown: did you mean 'bits"),
         ("sets: {a: {file: empty.jsonl}}", r"sets.a: file = .*empty\.jsonl'?: no rows"),
         ("sets: [", "not readable YAML"),
+        ("sets: {a: {task: tiny_world/text}, a: {task: tiny_world/sums}}", "'a' is there twice in .*line 1, column 7"),
         ("[]", "must be a mapping"),
         ("sets: {}", "`sets` must map"),
         ("stes: {}", "unknown keys stes"),
@@ -209,6 +217,38 @@ def test_suites_that_cannot_be_read(folder: Path, content: str, said: str) -> No
     write(folder / "empty.jsonl")
     with pytest.raises(SuiteError, match=said):
         load_suite(suite(folder, content))
+
+
+def test_keys_rows_and_plans_are_said_in_one_round(folder: Path) -> None:
+    good = {"question": "Hot?", "answer": "fire"}
+    write(folder / "bad.jsonl", good, *({"q": i} for i in range(5)), good)
+    text = """
+sets:
+  a: {file: rows.jsonl, fields: {question: q, answer: a}, shuffel: true}
+  b: {file: bad.jsonl, measures: [contains_answer, acc, rouge_1]}
+  c: {file: bad.jsonl, limit: 1, num_fewshot: 1, fewshot_file: bad.jsonl}
+combined:
+  u: {measure: membership_auc, members: a, nonmembers: b, score: min_k}
+  v: {measure: membership_auc, members: a, nonmembers: nobody, score: min_k}
+"""
+    with pytest.raises(SuiteError) as caught:
+        load_suite(suite(folder, text))
+    lines, file = str(caught.value).splitlines(), f"{folder / 'bad.jsonl'}"
+    expected = [
+        "sets.a.shuffel: unknown key: did you mean 'shuffle'",
+        *(f"sets.b: {file}: row {row}: no known form" for row in (1, 2, 3)),
+        "sets.b: 2 more rows cannot be read either",
+        f"sets.b: {file}: row 0 (and 1 more): acc is not defined for a row without choices",
+        "sets.b: measures: 'rouge_1': unknown: did you mean 'rouge_l'",
+        "sets.b: what is written has no end: give generate.max_new_tokens",
+        *(f"sets.c: {file}: row {row}: no known form" for row in (1, 2, 3)),
+        "sets.c: 2 more rows cannot be read either",
+        "sets.c: num_fewshot = 1: only 0 completion rows",
+        "combined.v: names the set 'nobody'",
+    ]
+    assert len(lines) == len(expected), lines
+    for line, part in zip(lines, expected, strict=True):
+        assert line.startswith(f"{folder / 's.yaml'}: {part}")
 
 
 def test_unknown_suites_are_named() -> None:
