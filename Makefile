@@ -62,9 +62,7 @@ hooks: $(VENV)/.dev ## run the fast checks before every commit
 quickstart world: export OMP_NUM_THREADS ?= 1
 
 quickstart: $(VENV)/.core ## two streams on the tiny world, with and without methods, side by side
-	$(BIN)/cpt run recipes/quickstart_naive.yaml
-	$(BIN)/cpt run recipes/quickstart.yaml
-	$(BIN)/cpt report runs/quickstart_naive runs/quickstart
+	$(BIN)/python recipes/quickstart.py
 
 test: $(VENV)/.dev ## all tests but the slow ones (ARGS="-k word" picks)
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from cpt.config import EvalSource, Evaluation, Retention, Source, Stage, Stream
     from cpt.errors import ConfigError, CptError, DataError, RunDirError, Stopped, TrainingError
     from cpt.methods.base import Method
+    from cpt.report.page import write as write_report
+    from cpt.report.summary import text as summarize
     from cpt.run_dir import Run
     from cpt.stream import run
 
@@ -27,6 +29,8 @@ _HOME = {
     "Method": "cpt.methods.base",
     "Run": "cpt.run_dir",
     "run": "cpt.stream",
+    "summarize": "cpt.report.summary:text",
+    "write_report": "cpt.report.page:write",
     "CptError": "cpt.errors",
     "ConfigError": "cpt.errors",
     "DataError": "cpt.errors",
@@ -52,12 +56,15 @@ __all__ = [
     "TrainingError",
     "__version__",
     "run",
+    "summarize",
+    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        module, _, attribute = _HOME[name].partition(":")
+        return getattr(import_module(module), attribute or name)
     raise AttributeError(f"module 'cpt' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `cpt run | resume | validate | eval | export | ask | report | compare`.
+"""The command line: `cpt ls`, `run`, `report`, `compare` and the others that `cpt --help` lists.
 
 Exit codes: 0 done; 1 a defect of ours (a traceback is shown); 2 what you wrote: configuration, data,
 tokenizer; 3 the run directory: another stream's, in use, damaged; 4 training could not go on: a loss that is
@@ -191,6 +191,27 @@ def compare(
         from cpt.report import compare_page
 
         typer.echo(f"\nwrote {compare_page.write(found, page, measure)}", err=as_json)
+
+
+@app.command()
+def ls() -> None:
+    """List the recipes that ship with cpt, a line each."""
+    from cpt import recipe_book
+
+    typer.echo(recipe_book.text(recipe_book.recipes()))
+
+
+@app.command()
+def cp(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="its name, as `cpt ls` shows it, or a file")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="the YAML file to write")],
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
+    """Copy a recipe, with its comments, to a file of yours."""
+    from cpt import recipe_book
+
+    written = recipe_book.copy(recipe, target, force)
+    typer.echo(f"wrote {written}; edit it, then: cpt validate {written}; cpt run {written}")
 
 
 @app.command()

@@ -20,6 +20,12 @@ def model_path(name: str) -> str:
     return str(BUNDLED_MODELS.get(name, name))
 
 
+def recipe_files() -> dict[str, Path]:
+    """Name -> YAML file of every shipped recipe; one of a subfolder is `real/sft_stream`."""
+    folder = bundled("recipes")
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
 def find_recipe(path: str | Path) -> Path:
     """The YAML file meant: a path, or the name of a recipe that ships with cpt (`quickstart`).
 
@@ -28,7 +34,7 @@ def find_recipe(path: str | Path) -> Path:
     given = Path(path)
     if given.is_file():
         return given
-    shipped = {file.stem: file for file in sorted(bundled("recipes").glob("*.yaml"))}
+    shipped = recipe_files()
     if str(path) in shipped:
         return shipped[str(path)]
     folder = given.parent if given.parent.is_dir() else Path()

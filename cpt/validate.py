@@ -13,6 +13,7 @@ from cpt.explain import every_problem
 from cpt.methods import registry
 from cpt.resources import BUNDLED_MODELS, model_path
 from cpt.suggest import did_you_mean
+from eval_harness.sources import SourceError, hub_of
 
 
 def examine(raw: dict[str, Any]) -> Stream:
@@ -33,7 +34,7 @@ def problems(stream: Stream) -> list[str]:
     """Everything that can be known without the network or a model, in one list, each with its dotted path."""
     found = _model_problems(stream)
     for place, source in _sources(stream):
-        if source.hub and not (source.file and stream.data_root):
+        if _on_the_hub(source, stream):
             continue
         try:
             loaded = load(source, stream.data_root, place)
@@ -70,13 +71,23 @@ def _sources(stream: Stream) -> list[tuple[str, Source]]:
     return found
 
 
+def _on_the_hub(source: Source, stream: Stream) -> str | None:
+    """The data set of the Hub that the rows would come from, if they would."""
+    if source.hub and not (source.file and stream.data_root):
+        return source.hub
+    try:
+        return hub_of(source.task, source.split, stream.data_root) if source.task else None
+    except SourceError:  # said when the source is read
+        return None
+
+
 def _measured(place: str, source: EvalSource) -> list[tuple[str, Source]]:
     return [(place, source), *([(f"{place}.fewshot", source.fewshot)] if source.fewshot else [])]
 
 
 def unchecked(stream: Stream) -> list[str]:
     """Names that only the Hub could confirm, with the bundled model's name where it is near."""
-    hub = [source.hub for _, source in _sources(stream) if source.hub and not (source.file and stream.data_root)]
+    hub = [name for _, source in _sources(stream) if (name := _on_the_hub(source, stream))]
     if not Path(model_path(stream.model.path)).expanduser().is_dir():
         hub.insert(0, f"model {stream.model.path}.{did_you_mean(stream.model.path, BUNDLED_MODELS)}")
     return list(dict.fromkeys(hub))

@@ -71,7 +71,7 @@ def test_wheel_holds_what_a_user_names(root: Path, wheel: Path) -> None:
         assert files, f"the checkout has no {pattern}"
         return files
 
-    expected = placed("recipes/*.yaml", "cpt/bundled/") | placed("recipes/*.py", "cpt/bundled/")
+    expected = placed("recipes/**/*.yaml", "cpt/bundled/") | placed("recipes/*.py", "cpt/bundled/")
     expected |= placed("launch/accelerate/*.yaml", "cpt/bundled/")
     expected |= placed("launch/deepspeed/*.json", "cpt/bundled/")
     expected |= placed("cpt/report/assets/*") | placed("constraints.txt", "cpt/bundled/")

@@ -1,0 +1,39 @@
+"""Tasks by example, one after the other, and for each what it was worth when learned and at the end.
+
+python recipes/sft_stream.py [--config MY.yaml] [key=value ...]
+accelerate launch recipes/sft_stream.py --config MY.yaml
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from cpt import Stream, run, write_report
+
+
+def main() -> None:
+    """Read the stream, run it, show what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default=str(Path(__file__).with_suffix(".yaml")), help="a stream")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. training.max_steps=10")
+    given = parser.parse_args()
+
+    stream = Stream.from_yaml(given.config, given.overrides)
+    finished = run(stream)  # the same command goes on after a kill, and keeps the stages that did not change
+    if int(os.environ.get("RANK") or 0):
+        return  # the first process speaks for all
+
+    rows = json.loads((finished.path / "matrix.json").read_text())["rows"]  # one a stage, the base first
+    for task in [stage.name for stage in stream.stages if stage.test]:
+        measure = next(iter(rows[0]["scores"][task]))
+        base, learned, end = (
+            row["scores"][task][measure]["value"]
+            for row in (rows[0], next(row for row in rows if row["stage"] == task), rows[-1])
+        )
+        print(f"{task:14} {measure}: base {base:.3f}, learned {learned:.3f}, at the end {end:.3f}")
+    print(f"open {write_report(finished.path)}")
+
+
+if __name__ == "__main__":
+    main()
