@@ -14,6 +14,7 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 
 from cpt.methods.base import Method
 from cpt.methods.step import Tensors
+from cpt.trainers import fsdp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,14 +127,6 @@ def _overrides(method: Method, hook: str) -> bool:
     return getattr(type(method), hook) is not getattr(Method, hook)
 
 
-def own_piece(parameter: Any) -> "Tensor":
-    """What this process holds of a parameter: a piece under ZeRO-3 and FSDP2, else all of it; without gradient."""
-    from torch.distributed.tensor import DTensor
-
-    held = getattr(parameter, "ds_tensor", parameter).detach()
-    return held.to_local() if isinstance(held, DTensor) else held
-
-
 def gather_weights(trainer: Any) -> dict[str, Any] | None:
     """The model's whole state dict on the first process where training spreads it (ZeRO-3, FSDP), {} on the others;
     None where each process holds it whole. All processes must call it."""
@@ -141,12 +134,11 @@ def gather_weights(trainer: Any) -> dict[str, Any] | None:
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage != 3:
         return None
-    if kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+    if kind == DistributedType.FSDP:
+        return fsdp.gather(trainer)
+    if kind != DistributedType.DEEPSPEED:
         return None
-    weights = accelerator.get_state_dict(trainer.model_wrapped) or {}
-    tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
-    # FSDP gathers a tied tensor once per name; saving drops a name only where both hold the same memory.
-    return weights | {name: weights[source] for name, source in tied.items() if source in weights}
+    return accelerator.get_state_dict(trainer.model_wrapped) or {}
 
 
 def meet(args: Any) -> None:

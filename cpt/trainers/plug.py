@@ -20,7 +20,8 @@ from cpt.data.activations import backbone
 from cpt.errors import TrainingError
 from cpt.methods.base import HOOKS, Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
-from cpt.trainers.deepspeed import ShardedTensors, install, own_piece
+from cpt.trainers.deepspeed import ShardedTensors, install
+from cpt.trainers.fsdp import local
 
 METHOD_STATE = "methods-{}.safetensors"
 TERMS = "terms.json"
@@ -80,6 +81,7 @@ class Seam:
         self.args.save_total_limit = None
         # Names are the trainer's model's: a wrapper such as DDP holds the same tensors.
         model = self.model
+        self.loaded_dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
         self._adapters = list(model.active_adapters) if hasattr(model, "peft_config") else []
         self._not_finite = torch.full((), -1, dtype=torch.long, device=self.args.device)
@@ -220,7 +222,7 @@ class Seam:
         """
         if weights:
             trained = [p for name, p in self.model.named_parameters() if name in self._trainable]
-            held = [own_piece(p) for p in trained]
+            held = [local(getattr(p, "ds_tensor", p).detach()) for p in trained]  # of what is spread, this rank's piece
             broken = ~torch.stack([tensor.isfinite().all() for tensor in held]).all()
             fresh = (self._not_finite < 0) & broken.to(self._not_finite.device)
             self._not_finite = torch.where(fresh, self.state.global_step - 1, self._not_finite)
