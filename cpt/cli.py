@@ -194,6 +194,35 @@ def compare(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="SWEEP", help="YAML file, or shipped recipe")],
+    list_only: Annotated[bool, typer.Option("--list", help="show the runs and which are done; train nothing")] = False,
+) -> None:
+    """Run a stream under several methods, learning rates and seeds, with baselines, at equal budget; then compare."""
+    from cpt import sweep as sweeps
+
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            "sweep: start it in one process. It writes every run's stream to NAME.sweep/streams: start those under the "
+            "launcher, then `cpt sweep` finds them done and compares"
+        )
+    parsed = sweeps.Sweep.from_yaml(file)
+    planned = sweeps.plan(parsed)
+    if list_only:
+        typer.echo(sweeps.listed(planned))
+        return
+    folder = sweeps.folder(parsed, planned)
+    sweeps.to_yaml(planned, folder)
+    with speaking() as say:
+        failed = sweeps.run_sweep(planned, folder, say)
+    found = sweeps.text(planned, failed)
+    (folder / "sweep.txt").write_text(found + "\n", encoding="utf-8")
+    typer.echo(f"\n{found}\n\nwrote {folder}")
+    if failed:
+        raise typer.Exit(4)
+
+
+@app.command()
 def ls() -> None:
     """List the recipes that ship with cpt, a line each."""
     from cpt import recipe_book

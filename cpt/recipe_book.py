@@ -16,7 +16,7 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class Recipe:
-    """A shipped stream. kinds: of its stages, in order. needs: the Hub, where its base or rows come from there."""
+    """A shipped stream. kinds: of its stages, or "sweep". needs: the Hub, where base or rows come from there."""
 
     name: str
     file: Path
@@ -36,6 +36,8 @@ def _recipe(name: str, file: Path) -> Recipe:
     raw = yaml.safe_load(text)
     comment = re.match(r"# (.*)", text)
     kinds = tuple(stage.get("kind", "sft") for stage in raw.get("stages", []))
+    if "stream" in raw:
+        return Recipe(name, file, comment[1] if comment else "", ("sweep",), "")
     return Recipe(name, file, comment[1] if comment else "", kinds, "" if _is_local(raw) else "the Hub")
 
 

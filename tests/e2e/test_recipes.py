@@ -72,7 +72,7 @@ def test_there_is_a_module_and_a_real_stream_for_each() -> None:
             assert all(size in one.file.read_text() for size in ("0.5B", "1.5B", "7B"))
 
 
-@pytest.mark.parametrize("name", [one.name for one in recipes()])
+@pytest.mark.parametrize("name", [one.name for one in recipes() if one.kinds != ("sweep",)])
 def test_every_recipe_is_valid(name: str) -> None:
     stream = Stream.from_yaml(name)
     assert problems(stream) == []

@@ -5,6 +5,7 @@ In a page, an HTML comment right before a block says what the block is:
     <!-- not run: reason -->   a Python block that is not executed
     <!-- file: NAME -->        the content of a file, used by the test of that page
     <!-- suite -->             a suite of eval_harness, not a part of a stream
+    <!-- sweep -->             a sweep
 """
 
 from __future__ import annotations
@@ -105,6 +106,12 @@ def test_yaml_is_a_stream_or_a_part_of_one(block: Block, tmp_path: Path) -> None
         file = tmp_path / "suite.yaml"
         file.write_text(block.text)
         assert load_suite(str(file))
+        return
+    if block.mark == "sweep":
+        from cpt.sweep import Sweep, plan
+
+        (tmp_path / "sweep.yaml").write_text(block.text)
+        assert plan(Sweep.from_yaml(str(tmp_path / "sweep.yaml")))
         return
     stream = Stream.parse({"name": "part", "model": "tiny-world"} | content)
     if "name" in content:
