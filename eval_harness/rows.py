@@ -106,7 +106,8 @@ def canonical(raw: Mapping[str, Any], fields: Mapping[str, str] | None = None) -
         return Row("text", text=_string(row, "text"))
     if "prompt" in row:
         raise RowError(
-            f"row without an answer: it has a prompt and no `completion` ({_found(row)}). {_use_fields('{completion: answer}')}"
+            f"row without an answer: it has a prompt and no `completion` ({_found(row)}). "
+            f"{_use_fields('{completion: answer}')}"
         )
     raise RowError(f"no known form: {_found(row)}. Known: {FORMS}. {_use_fields()}")
 
