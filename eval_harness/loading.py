@@ -290,7 +290,8 @@ def weights_folder(lineage: Lineage) -> Path:
     if folder.is_dir():
         return folder
     top = lineage.adapters[-1] if lineage.adapters else None
-    which = f"the weights beneath {top.folder or top.name}" if top else "the weights"
+    named = top is not None and top.name != "default"  # PEFT's name for one that has none
+    which = f"the weights beneath {top.name if named else top.folder}" if top else "the weights"
     step = "say where they are with base (--base on the command line)" if lineage.adapters else "give their folder"
     if _meant_as_path(lineage.place):
         raise LoadError(f"{lineage.place}: {which} are not there; {step}")
