@@ -71,7 +71,7 @@ def validate(
     resolved: Annotated[bool, typer.Option("--resolved", help="print the stream with every default")] = False,
 ) -> None:
     """Check a stream without loading a model: keys, values, files, columns, all problems at once."""
-    from cpt.config import read_raw
+    from cpt.config import read_raw, refuse_sweep
     from cpt.validate import examine, json_schema, unchecked
 
     if schema:
@@ -79,7 +79,9 @@ def validate(
         return
     if stream is None:
         raise ConfigError("validate needs a stream: a YAML file or the name of a shipped recipe")
-    parsed = examine(read_raw(stream, overrides))
+    raw = read_raw(stream, overrides)
+    refuse_sweep(raw, stream)
+    parsed = examine(raw)
     typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {len(parsed.stages)} stages, nothing wrong")
     for name in unchecked(parsed):
         typer.echo(f"not checked, a name on the Hub: {name}")
@@ -240,7 +242,7 @@ def cp(
     from cpt import recipe_book
 
     written = recipe_book.copy(recipe, target, force)
-    typer.echo(f"wrote {written}; edit it, then: cpt validate {written}; cpt run {written}")
+    typer.echo(f"wrote {written}; edit it, then: {recipe_book.next_step(written)}")
 
 
 @app.command()

@@ -414,7 +414,9 @@ class Stream(Strict):
 
         Raises ConfigError with every problem found, each with its dotted path.
         """
-        return cls.parse(read_raw(path, overrides))
+        raw = read_raw(path, overrides)
+        refuse_sweep(raw, path)
+        return cls.parse(raw)
 
     @classmethod
     def stored(cls, path: str | os.PathLike[str]) -> "Stream":
@@ -434,14 +436,27 @@ def read_raw(path: str | os.PathLike[str], overrides: list[str] | None = None) -
     """The YAML file as a mapping, overrides applied, not validated yet. Raises ConfigError."""
     file = resources.find_recipe(os.fspath(path))
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = _apart(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: must be a mapping with name, model and stages. See docs/config.md.")
     for text in overrides or []:
         _override(raw, text)
     return raw
+
+
+def refuse_sweep(raw: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError where a file holds a sweep of streams, not one."""
+    if "stream" in raw and not raw.keys() & {"model", "stages"}:
+        raise ConfigError(f"{path}: is a sweep, several runs of a stream. See them: cpt sweep {path} --list")
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which an anchor's users no longer share one object: an override of one would change them all."""
+    if isinstance(value, dict):
+        return {key: _apart(part) for key, part in value.items()}
+    return [_apart(part) for part in value] if isinstance(value, list) else value
 
 
 # Parts that one word may stand for -> the key that the word is the value of.

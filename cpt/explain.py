@@ -1,7 +1,9 @@
 """Validation errors as a person reads them: place, value, what is allowed, the nearest name."""
 
 import copy
+import difflib
 import re
+from functools import reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +32,7 @@ def every_problem(error: ValidationError, model: type[BaseModel], raw: Any) -> t
         lines += _lines(fresh, model, rest)
         for problem in fresh:
             seen.append(problem["loc"])
-            _take_out(rest, problem["loc"])
+            _take_out(rest, problem)
         if not fresh:
             return lines, None
         try:
@@ -54,22 +56,41 @@ def _covers(path: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return path[:n] == other[:n]
 
 
-def _take_out(raw: Any, path: tuple[Any, ...]) -> None:
-    """Remove the value at a path; a method or reward gives way to a stand-in and a name to a new one, so that
-    numbers and references stay what they are."""
+def _take_out(raw: Any, problem: Any) -> None:
+    """Remove the value a problem is about, or put in its place what keeps the rest as it was meant: a choice's nearest
+    word, a method's or reward's stand-in, a new name."""
+    path = problem["loc"]
     listed = next((part for part in path if part in STAND_INS), None)
     if listed and len(path) > (at := path.index(listed)) + 1:
         path = path[: at + 2]
-    parents = [raw]
-    for part in path[:-1]:
-        parents.append(_step_into(parents[-1], part))
-    here, last = parents[-1], path[-1] if path else None
-    if isinstance(here, dict) and last == "name":
+    while len(path) > 1 and not isinstance(_at(raw, path[:-1]), dict | list):
+        path = path[:-1]  # a word stands for a mapping: `kl: base` is kl.to
+    here, last = _at(raw, path[:-1]), path[-1] if path else None
+    if isinstance(here, list) and not listed and path[-2] != "stages":
+        here, last = _at(raw, path[:-2]), path[-2]  # without one entry the others would have other numbers
+    if isinstance(here, list):
+        if listed and isinstance(last, int) and last < len(here):
+            here[last] = STAND_INS[listed](last)
+    elif isinstance(here, dict) and last == "name":
         here["name"] = "-".join(["unnamed", *(str(part) for part in path if isinstance(part, int))])
+    elif isinstance(here, dict) and last in STAND_INS and problem["type"] == "list_type":
+        here[last] = [STAND_INS[last](0)]
+    elif isinstance(here, dict) and (meant := _meant(problem)):
+        here[last] = meant
     elif isinstance(here, dict):
         here.pop(last, None)
-    elif isinstance(here, list) and isinstance(last, int) and last < len(here) and listed:
-        here[last] = STAND_INS[listed](last)
+
+
+def _meant(problem: Any) -> str | None:
+    """The choice that a misspelt one is nearest to, if it is near one."""
+    if problem["type"] != "literal_error":
+        return None
+    choices = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+    return next(iter(difflib.get_close_matches(str(problem["input"]), choices, n=1)), None)
+
+
+def _at(raw: Any, path: tuple[Any, ...]) -> Any:
+    return reduce(_step_into, path, raw)
 
 
 def _pasteable(path: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -92,7 +113,14 @@ def _line(problem: Any, model: type[BaseModel], raw: Any) -> tuple[str, str]:
     text = problem["msg"].replace("Input should be", "must be").replace("Value error, ", "")
     if kind == "string_pattern_mismatch":
         text = "may hold letters, digits, _ and -, and starts with a letter or digit"
-    return f"{place} = {_short(problem['input'])}", f"{text}{_described(known.get(field))}"
+    about = _described(known.get(field))
+    if kind in ("model_type", "dict_type"):
+        inner = _model_in(known[field].annotation) if field in known else owner
+        keys = f" Its keys: {', '.join(inner.model_fields)}." if inner and kind == "model_type" else ""
+        text, about = "must be a mapping, key: value", f"{about}.{keys}"
+    if kind == "list_type":
+        text = "must be a list: a line with - for each, or [ ] around them"
+    return f"{place} = {_short(problem['input'])}", f"{text}{about}"
 
 
 def _owner(path: tuple[Any, ...], model: type[BaseModel], raw: Any) -> tuple[type[BaseModel] | None, str]:
@@ -119,7 +147,7 @@ def _owner(path: tuple[Any, ...], model: type[BaseModel], raw: Any) -> tuple[typ
 
 
 def _step_into(raw: Any, part: Any) -> Any:
-    if isinstance(raw, dict):
+    if isinstance(raw, dict) and (part in raw or isinstance(part, str)):
         return raw.get(part)
     if isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
         return raw[part]

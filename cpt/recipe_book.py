@@ -47,7 +47,7 @@ def _is_local(raw: dict[str, Any]) -> bool:
 
 
 def text(found: list[Recipe]) -> str:
-    """A paragraph a recipe, at most 80 columns wide."""
+    """A paragraph a recipe, at most 80 columns wide, then what to do with one and where they lie."""
     lines = []
     for one in found:
         stages = " ".join(one.kinds) or "no stages"
@@ -55,6 +55,13 @@ def text(found: list[Recipe]) -> str:
         lines += textwrap.wrap(one.says, WIDTH, initial_indent="    ", subsequent_indent="    ")
     step = "cpt run NAME starts one; cpt cp NAME my.yaml copies it, to edit."
     return "\n".join([*lines, "", step, f"They lie in {bundled('recipes')}, launch files in {bundled('launch')}."])
+
+
+def next_step(file: Path) -> str:
+    """The commands for a recipe's copy."""
+    if "sweep" in _recipe(file.stem, file).kinds:
+        return f"cpt sweep {file} --list; cpt sweep {file}"
+    return f"cpt validate {file}; cpt run {file}"
 
 
 def copy(recipe: str, target: Path, force: bool = False) -> Path:

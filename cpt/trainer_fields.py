@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cpt.data.spec import refuse
+from cpt.suggest import did_you_mean
 from cpt.upstream_fields import check_fields, known
 
 # Which of TRL's configuration classes a stage's `training` holds fields of.
@@ -121,7 +122,7 @@ def check_shared(training: dict[str, Any]) -> dict[str, Any]:
     Raises as `check_training`.
     """
     strange = {name: value for name, value in training.items() if name not in known(CONFIGS["sft"])}
-    reward_only = {name: value for name, value in strange.items() if name in OWNED or name in known(CONFIGS["rft"])}
+    reward_only = {name: value for name, value in strange.items() if name in OWNED or _is_of_rft(name)}
     rest = {name: value for name, value in training.items() if name not in reward_only}
     checked: dict[str, Any] = {}
     found = []
@@ -132,6 +133,12 @@ def check_shared(training: dict[str, Any]) -> dict[str, Any]:
             found += [(e["loc"], e["input"], e["msg"]) for e in error.errors()]
     refuse(*found)
     return {name: checked[name] for name in training}
+
+
+def _is_of_rft(name: str) -> bool:
+    """Whether GRPOConfig has the field, or alone has one that is spelt nearly so."""
+    sft, rft = known(CONFIGS["sft"]), known(CONFIGS["rft"])
+    return name in rft or bool(did_you_mean(name, rft) and not did_you_mean(name, sft))
 
 
 def fitting(training: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -25,9 +25,7 @@ def main() -> None:
 
     for folder in finished.stages():
         scores = {name: by["bits_per_byte"] for name, by in folder.results().items() if "bits_per_byte" in by}
-        said = ", ".join(
-            f"{name} {one['value']:.3f} (standard error {one['stderr']:.3f})" for name, one in scores.items()
-        )
+        said = ", ".join(f"{name} {one['value']:.3f}" for name, one in scores.items() if one["value"] is not None)
         print(f"{folder.path.name:14} bits per byte: {said}")
     print(f"open {write_report(finished.path)}")
 

@@ -22,7 +22,7 @@ def near(completions: list[str], answer: list[str], **columns: Any) -> list[floa
     """
 
     def score(text: str, right: str) -> float:
-        return 1 / (1 + abs(int(text) - int(right))) if text.strip().isdigit() and right.isdigit() else 0.0
+        return 1 / (1 + abs(int(text) - int(right))) if text.isdecimal() and right.isdecimal() else 0.0
 
     return [score(text.strip(), right.strip()) for text, right in zip(completions, answer, strict=True)]
 
@@ -45,7 +45,8 @@ def main() -> None:
     for stage in stream.stages:
         lines = (finished.find(stage.name).path / "metrics.jsonl").read_text().splitlines()
         rewards = [one["reward"] for one in map(json.loads, lines) if "reward" in one]
-        print(f"{stage.name}: reward {rewards[0]:.3f} at first, {rewards[-1]:.3f} at last")
+        if rewards:  # none in a stage by example, or in one that ends before `logging_steps`
+            print(f"{stage.name}: reward {rewards[0]:.3f} at first, {rewards[-1]:.3f} at last")
     print(f"open {write_report(finished.path)}")
 
 

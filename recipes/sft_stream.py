@@ -27,11 +27,10 @@ def main() -> None:
     rows = json.loads((finished.path / "matrix.json").read_text())["rows"]  # one a stage, the base first
     for task in [stage.name for stage in stream.stages if stage.test]:
         measure = next(iter(rows[0]["scores"][task]))
-        base, learned, end = (
-            row["scores"][task][measure]["value"]
-            for row in (rows[0], next(row for row in rows if row["stage"] == task), rows[-1])
-        )
-        print(f"{task:14} {measure}: base {base:.3f}, learned {learned:.3f}, at the end {end:.3f}")
+        learned = next(row for row in rows if row["stage"] == task)
+        for when, row in (("base", rows[0]), ("learned", learned), ("at the end", rows[-1])):
+            value = row["scores"][task][measure]["value"]  # None where it is undefined, with a reason beside it
+            print(f"{task:14} {measure} {when:12} {'undefined' if value is None else f'{value:.3f}'}")
     print(f"open {write_report(finished.path)}")
 
 

@@ -27,7 +27,7 @@ def main() -> None:
         done = folder.done() or {"facts": {}}  # the base was not trained
         made = done["facts"].get("lineage", "the base")
         shares = {name: next(iter(by.values()))["value"] for name, by in folder.results().items()}
-        print(f"{made}: " + ", ".join(f"{name} {value:.3f}" for name, value in shares.items()))
+        print(f"{made}: " + ", ".join(f"{name} {value:.3f}" for name, value in shares.items() if value is not None))
     print(f"open {write_report(finished.path)}")
 
 

@@ -1,5 +1,6 @@
 """Every shipped recipe: short, found, copied, and run by name, as a script and under a launcher."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from cpt import ConfigError, Run, Stream, run
 from cpt.recipe_book import copy, recipes, text
 from cpt.resources import bundled
 from cpt.validate import problems, unchecked
+from eval_harness.rows import canonical
 
 pytestmark = pytest.mark.e2e
 
@@ -77,6 +79,48 @@ def test_every_recipe_is_valid(name: str) -> None:
     stream = Stream.from_yaml(name)
     assert problems(stream) == []
     assert bool(unchecked(stream)) == bool(next(one for one in recipes() if one.name == name).needs)
+
+
+@pytest.mark.parametrize("name", [one.name for one in recipes() if one.needs])
+def test_every_commented_size_is_valid_and_every_launch_file_there(name: str) -> None:
+    said = (FOLDER / f"{name}.yaml").read_text()
+    sizes = re.findall(r"^# model: (\{[^}]*\})", said, re.MULTILINE)
+    assert len(sizes) == 2
+    for size in sizes:
+        assert problems(Stream.from_yaml(name, [f"model={size}"])) == []
+    for file in re.findall(r"launch/\S+\.(?:json|yaml)", said):
+        assert (bundled("launch").parent / file).is_file()
+
+
+# The data sets that recipes name, as their pages on the Hub show them: splits, and a row without what we do not read.
+ON_THE_HUB: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "locuslab/TOFU": ({"train"}, {"question": "Who?", "answer": "She."}),
+    "HuggingFaceTB/smoltalk": (
+        {"train", "test"},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    ),
+    "google-research-datasets/mbpp": ({"train", "test", "validation", "prompt"}, {"text": "Add.", "code": "a + b"}),
+    "databricks/databricks-dolly-15k": ({"train"}, {"instruction": "Why?", "context": "", "response": "So."}),
+    "wikimedia/wikipedia": ({"train"}, {"title": "Fox", "text": "A fox is an animal."}),
+    "HuggingFaceTB/cosmopedia-100k": ({"train"}, {"prompt": "Write a story.", "text": "One morning."}),
+}
+
+
+@pytest.mark.parametrize("name", [one.name for one in recipes() if one.name.startswith("real/")])
+def test_columns_and_splits_are_those_of_the_hub(name: str) -> None:
+    for stage in Stream.from_yaml(name).stages:
+        kind = "text" if stage.kind == "pretrain" else "completion"
+        for source in [*stage.data, *([stage.test] if stage.test else [])]:
+            if source.hub:
+                splits, row = ON_THE_HUB[source.hub]
+                assert source.split in splits
+                found = canonical(row, source.fields)
+                assert found.kind == kind
+                assert kind == "text" or found.separator  # joined literally, question and answer would touch
+        for source in [one for part in stage.method_sources().values() for one in part if one.hub]:
+            splits, row = ON_THE_HUB[source.hub]
+            assert source.split in splits
+            canonical(row, source.fields)
 
 
 @pytest.mark.parametrize("name", MODULES)

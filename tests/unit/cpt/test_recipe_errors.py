@@ -1,0 +1,98 @@
+"""What a copied recipe with mistakes in it is told: every mistake in one round, and nothing that is no mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from cpt import ConfigError, Stream
+from cpt.config import read_raw
+from cpt.recipe_book import copy, next_step
+from cpt.validate import examine
+
+RATIO = "stages.1.methods.0.ratio=0.13"  # of 64 rows 8.32: wrong in combination only
+
+
+def places(recipe: str, *overrides: str) -> list[str]:
+    """The dotted paths that are complained of, in order."""
+    with pytest.raises(ConfigError) as error:
+        examine(read_raw(recipe, list(overrides)))
+    return [line.split(" = ")[0].split(": ")[0] for line in error.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "place"),
+    [
+        ("stages.0.data={task: tiny_world/new_people, limt: 3}", "stages.0.data.0.limt"),
+        ("stages.0.data=[{task: tiny_world/new_people, limt: 3}]", "stages.0.data.0.limt"),
+        ("stages.0.test.measures=[exact_mach]", "stages.0.test.measures.0"),
+        ("stages.0.methods=replay", "stages.0.methods"),
+        ("stages.0.methods=[{type: repaly}]", "stages.0.methods.0.type"),
+        ("stages.0.kind=sfd", "stages.0.kind"),
+        ("stages.0.name=new people", "stages.0.name"),
+        ("evaluation.within={every: 10, sets: [sumz]}", "evaluation.within.sets.0"),
+        ("training.learning_rate=fast", "training.learning_rate"),
+        ("model={path: tiny-world, dtype: bf16}", "model.dtype"),
+    ],
+)
+def test_a_mistake_hides_no_other(mistake: str, place: str) -> None:
+    assert sorted(places("sft_stream", mistake, RATIO)) == sorted([place, "stages.1.methods.0.ratio"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mistake", "place", "also"),
+    [
+        ("rft_stream", "stages.0.kind=rtf", "stages.0.kind", "stages.0"),
+        ("rft_stream", "stages.0.kl.to=bse", "stages.0.kl.to", "stages.0"),
+        ("rft_stream", "stages.0.kl=bse", "stages.0.kl.to", "stages.0"),
+        ("rft_stream", "stages.0.kl=0.02", "stages.0.kl", "stages.0"),
+        ("rft_stream", "stages.0.rewards=exact_match", "stages.0.rewards", "stages.0"),
+        ("sft_then_rft", "stages.0.adapter.mode=nwe", "stages.0.adapter.mode", "stages.1"),
+        ("sft_then_rft", "stages.0.adapter=nwe", "stages.0.adapter.mode", "stages.1"),
+    ],
+)
+def test_a_misspelt_choice_is_read_as_it_was_meant(recipe: str, mistake: str, place: str, also: str) -> None:
+    """Else a stage of kind rtf would be told that sft stages have no rewards."""
+    group = f"{also}.training.num_generations"
+    assert sorted(places(recipe, mistake, f"{group}=7")) == sorted([place, group])
+
+
+def test_what_has_no_near_choice_is_said_once() -> None:
+    assert "stages.0.kind" in places("sft_stream", "stages.0.kind=dpo")
+
+
+def test_a_mapping_is_told_its_keys_and_a_list_how_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.0\.kl = 0\.02: must be a mapping.* Its keys: to, weight\."):
+        examine(read_raw("rft_stream", ["stages.0.kl=0.02"]))
+    with pytest.raises(ConfigError, match=r"stages\.0 = 'reverse': must be a mapping.* Its keys: name, kind, data"):
+        examine(read_raw("sft_stream", ["stages=[reverse]"]))
+    with pytest.raises(ConfigError, match=r"stages\.0\.methods = 'replay': must be a list: .*\[ \]"):
+        examine(read_raw("sft_stream", ["stages.0.methods=replay"]))
+
+
+def test_a_field_of_grpo_is_looked_for_there() -> None:
+    with pytest.raises(ConfigError, match=r"GRPOConfig\. Did you mean 'num_generations'"):
+        Stream.from_yaml("rft_stream", ["training.num_generatons=8"])
+    with pytest.raises(ConfigError, match=r"SFTConfig\. Did you mean 'max_steps'"):
+        Stream.from_yaml("rft_stream", ["training.max_stepz=8"])
+
+
+def test_an_override_changes_one_user_of_an_anchor() -> None:
+    """`methods: *keep` in three stages is one object to YAML."""
+    stages = Stream.from_yaml("sft_stream", ["stages.1.methods.0.ratio=0.25"]).stages
+    assert [stage.methods[0].ratio for stage in stages] == [0.125, 0.25, 0.125]
+
+
+def test_yaml_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text("name: loop\nmodel: tiny-world\nstages: &all [*all]\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        Stream.from_yaml(file)
+
+
+def test_a_sweep_is_told_from_a_stream(tmp_path: Path) -> None:
+    mine = copy("sweep", tmp_path / "s.yaml")
+    assert next_step(mine) == f"cpt sweep {mine} --list; cpt sweep {mine}"
+    with pytest.raises(ConfigError, match=r"s\.yaml: is a sweep.*cpt sweep .*s\.yaml --list"):
+        Stream.from_yaml(mine)
+    assert next_step(copy("evaluate", tmp_path / "e.yaml")).startswith("cpt validate ")
+    assert places("sft_stream", "stream=mine") == ["stream"]  # a misspelt key of a stream is one
