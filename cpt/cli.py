@@ -138,6 +138,24 @@ def ask(
 
 
 @app.command()
+def memory(
+    run_dir: RunDir,
+    forget: Annotated[
+        Path | None, typer.Option("--forget", metavar="FILE", help="rows (.jsonl, as data) that must leave it")
+    ] = None,
+) -> None:
+    """Show what a run keeps of its rows for later stages; --forget takes rows out, and what was computed of them."""
+    from cpt.memory_table import forget_rows, text
+    from cpt.run_dir import Run
+
+    found = Run.open(run_dir)
+    if forget is not None:
+        with found.lock():
+            typer.echo("\n".join(forget_rows(found.path / "memory", forget)))
+    typer.echo(text(found.path / "memory"))
+
+
+@app.command()
 def report(
     run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run directories, or runs/NAME")],
     as_json: Annotated[bool, typer.Option("--json", help="matrix and facts of every stage as JSON")] = False,

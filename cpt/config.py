@@ -351,6 +351,9 @@ class Stream(Strict):
             for name, quota in method.quotas(rows).items():
                 if name in taken:
                     found.append(((*place, "name"), name, "is taken: rows that a method adds need a name of their own"))
+                if stage.kind == "rft" and getattr(method, "ratio", None) == "shuffled":
+                    text = "in an rft stage rows come on top of the completions, in a fixed share: give a number"
+                    found.append(((*place, "ratio"), "shuffled", text))
                 taken[name] = quota
         if not found and stage.kind != "rft" and sum(taken.values()) >= rows:
             shares = " + ".join(f"{name} {quota}" for name, quota in taken.items() if quota)

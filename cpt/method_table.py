@@ -141,9 +141,16 @@ def _sentence(text: str, word: str) -> str | None:
 
 def _field(name: str, info: Any) -> FieldFacts:
     value = None if info.is_required() else info.get_default(call_default_factory=True)
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = _plain(value)
     bounds = _bounds(info.metadata)
     return FieldFacts(name, _type(info.annotation), plain, bounds, info.description or "", info.is_required())
+
+
+def _plain(value: Any) -> Any:
+    """A default as YAML writes it: of what is made of parts, the keys that are set."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
 
 
 def _type(annotation: Any) -> str:

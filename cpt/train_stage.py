@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt.config import BATCH_DEFAULTS, Stage, Stream
+from cpt.data.memory import Memory
 from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
@@ -27,7 +28,6 @@ from cpt.progress import StageProgress
 from cpt.rewards.spec import columns, label, resolve
 
 if TYPE_CHECKING:
-    from cpt.data.activations import Recording
     from cpt.data.stage_data import StageData
     from cpt.data.tokens import TokenRows, TokenSettings
     from cpt.trainers.rft import Rewarding
@@ -156,19 +156,24 @@ def train_stage(
     from cpt.data.tokens import tokenise
     from cpt.trainers.session import Session
 
-    here = inputs.stages[number]
+    here, memory = inputs.stages[number], Memory(folder.parents[1] / "memory")
     training = stream.training_of(here.stage)
     settings = _token_settings(stream, training)
+    processes.together(memory.check)
 
     def load_tokens(rows: Sequence[Any] | Loaded, place: str, most: int | None = None) -> "TokenRows":
-        found = rows if isinstance(rows, Loaded) else _named(here, rows)
+        found = memory.without_forgotten(rows if isinstance(rows, Loaded) else _named(here, rows))
         return tokenise(drawn(found, most, here.seed), inputs.tokenizer, settings, place)
 
     def opened() -> Any:
         return open_for_training(parent, stream.model, here.stage.adapter, folder.name, here.seed)
 
+    info = replace(stage_info(stream, inputs, number), memory=memory.folder)
     info = replace(
-        stage_info(stream, inputs.stages, number), record=partial(_record, stream, inputs.base, here, parent, folder)
+        info,
+        earlier=tuple((name, memory.without_forgotten(rows)) for name, rows in info.earlier),
+        losses=lambda rows: processes.on_main(lambda: _losses(stream, inputs.tokenizer, parent, rows)),
+        record=partial(_record, stream, inputs.base, info, here, parent, say),
     )
     data = StageData(load_tokens)
     place = f"stages.{number}.data"
@@ -235,12 +240,12 @@ def _watch(
 
 def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
     """What a stage's training is made of, in tokens of its rows. What an rft stage writes is not known ahead."""
-    from cpt.data.stage_data import TASK
     from cpt.within import Work
 
     lengths = {name: _lengths(part) for name, part in data.sources.items()}
     rows, added = stream.batch_rows(stage), sum(data.quotas.values())
-    quotas = {**data.quotas, TASK: rows if stage.kind == "rft" else rows - added}
+    left = rows if stage.kind == "rft" else rows - added
+    quotas = {name: data.quotas.get(name, left * size / data.pool) for name, size in data.sizes.items()}
     micro = (BATCH_DEFAULTS | stream.training_of(stage))["per_device_train_batch_size"]
     return Work(
         step=sum(float(part.mean()) * quotas[name] for name, part in lengths.items()),
@@ -297,9 +302,9 @@ def _named(here: StageInputs, sources: Sequence[Any]) -> Loaded:
     return next(rows for known, rows in named if known == sources)
 
 
-def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> StageInfo:
+def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
     """What methods may know of stage `number` (from 0)."""
-    here = stages[number]
+    here, before = inputs.stages[number], inputs.stages[:number]
     return StageInfo(
         index=number + 1,
         name=here.stage.name,
@@ -307,45 +312,73 @@ def stage_info(stream: Stream, stages: Sequence[StageInputs], number: int) -> St
         seed=here.seed,
         batch_rows=stream.batch_rows(here.stage),
         world=stream.world,
-        earlier=tuple((before.stage.name, before.rows) for before in stages[:number]),
+        earlier=tuple((one.stage.name, one.rows) for one in before),
+        identities={one.stage.name: one.identity for one in before},
+        parent=before[-1].identity if before else inputs.base,
+        stream_seed=stream.seed,
     )
+
+
+def _losses(stream: Stream, tokenizer: Any, parent: Path, rows: Loaded) -> list[float]:
+    """Mean token loss of every row under the parent's model; one forward pass over them."""
+    import torch
+
+    from eval_harness.prompts import encode
+    from eval_harness.scoring import score
+
+    encoded = [encode(tokenizer, row, stream.evaluation.chat_template) for row in rows.rows]
+    model = open_model(parent, stream.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    scores = score(model, encoded, context=context_length(stream.model))
+    return [-one.log_prob / max(1, one.tokens) if one is not None else 0.0 for one in scores]
 
 
 def _record(
     stream: Stream,
     base: str,
+    info: StageInfo,
     here: StageInputs,
     parent: Path,
-    folder: Path,
+    say: Say,
     model: Any,
-    rows: Any,
+    rows: "TokenRows",
     name: str,
     *,
+    of: str = "regions",
+    who: str = "base",
+    key: str | None = None,
     precision: str | None,
     device: Any,
-) -> "Recording":
-    """Regions of the base's activations on the rows; recorded in RUN/memory unless they are there already.
+    **how: Any,
+) -> Any:
+    """What a model computes on the rows; recorded in RUN/memory unless it is there already.
 
-    precision: bf16 or fp16 where training computes under autocast. The base is the model itself where that has not
-    moved yet, the model without its adapters where those stand on it, else loaded beside it for the while.
+    of: "regions", "features" or "top_k", whose further arguments follow. who: "base", or "start", the weights that
+    the stage starts from. key: identity of that model, where another stage has recorded it. precision: bf16 or fp16
+    where training computes under autocast. The base is the model itself where that has not moved yet, the model
+    without its adapters where those stand on it, else loaded beside it for the while.
     """
     import torch
 
-    from cpt.data.activations import launched, record
+    from cpt.data import activations
+    from cpt.data.recording import Recorder, launched
     from cpt.run_dir import digest
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or "")
-    about = {"base": base, "precision": precision, "rows": rows._fingerprint, "count": len(rows), "layer": "last"}
-    content = [rows[:]["input_ids"], rows[:]["labels"]]
-    place = folder.parents[1] / "memory" / f"{name}-{digest([base, precision, content])[:16]}"
-    with _as_base(stream, here, parent, model) as whole:
-        return record(
-            whole.to(device),
-            rows,
-            place,
+    made = key or (base if who == "base" else info.parent)
+    settings = {"of": of, "model": made, "precision": precision, "layer": "last", **how}
+    about = {**settings, "count": len(rows.dataset), "rows": rows.ids, "aggregate": of == "regions"}
+    content = [rows.dataset[:]["input_ids"], rows.dataset[:]["labels"]]
+    assert info.memory is not None
+    folder = info.memory / f"{name}-{digest([settings, content])[:16]}"
+    with _as_base(stream, here, parent, model) if who == "base" else nullcontext(model) as whole:
+        if of == "regions" and how.get("passes") == 1 and not (folder / "about.json").is_file():
+            size = activations.scratch_bytes(rows.dataset, whole) / 2**20
+            say(f"  {name}: one pass over {len(rows.dataset)} rows keeps {size:,.1f} MiB in {folder} until it is done")
+        return getattr(activations, f"record_{of}")(
+            Recorder(whole.to(device), rows.dataset, folder, **launched()),
             about,
             autocast=lambda: torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext(),
-            **launched(),
+            **how,
         )
 
 

@@ -59,7 +59,8 @@ class AddedRows:
             mine = [row for row in rows if row["origin"] == self._origins[name]]
             counts[f"{name}_tokens"] = float(sum(_learned(row) for row in mine))
         tokens = sum(count for key, count in counts.items() if key.endswith("_tokens"))
-        return counts | {"tokens": tokens, "rows": float(self._total)}
+        batches = -(-self._total // self._each)
+        return counts | {"tokens": tokens, "rows": float(self._total), "batches": float(batches)}
 
 
 def _learned(row: dict[str, Any]) -> int:

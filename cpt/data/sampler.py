@@ -6,7 +6,7 @@ exactly its shares. Row numbers follow from (seed, source, pass, step) alone; a 
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -24,30 +24,37 @@ class MixedSampler(Sampler[int]):
     """Rows of concatenated sources, `batch` at a time, each block with its quota of every added source.
 
     sizes:  rows per source, in concatenation order; the task first.
-    quotas: rows per block of each other source; the task takes the rest.
+    quotas: rows per block of sources that have a fixed share; the others are one pool, which takes the rest.
     batch:  effective batch over devices, accumulation and ranks. Accelerate hands out consecutive
             micro-batches of it, so the block is the same on any number of ranks.
     """
 
     def __init__(self, sizes: dict[str, int], quotas: dict[str, int], batch: int, steps: int, seed: int) -> None:
         self.sizes, self.batch, self.steps, self.seed = sizes, batch, steps, seed
-        self.shares = {name: quotas.get(name, batch - sum(quotas.values())) for name in sizes}
-        if self.shares[TASK] < 1 or sum(self.shares.values()) != batch:
+        self.shares = {TASK: batch - sum(quotas.values())} | quotas
+        if self.shares[TASK] < 1 or TASK in quotas:
             raise ValueError(f"quotas {quotas} leave no room for task rows in a batch of {batch}")
 
     def __len__(self) -> int:
         return self.steps * self.batch
 
     def __iter__(self) -> Iterator[int]:
-        rows = {name: Turns(size, self.seed, name) for name, size in self.sizes.items()}
-        before = dict(zip(self.sizes, accumulate([0, *self.sizes.values()]), strict=False))
+        places = self._places()
+        rows = {name: Turns(len(places[name]), self.seed, name) for name in self.shares}
         for step in range(self.steps):
             block = [
-                before[name] + rows[name][step * share + i] for name, share in self.shares.items() for i in range(share)
+                places[name][rows[name][step * share + i]] for name, share in self.shares.items() for i in range(share)
             ]
-            if len(self.shares) > 1:  # rows of one origin must not gather in one micro-batch
+            if len(self.sizes) > 1:  # rows of one origin must not gather in one micro-batch
                 block = [block[i] for i in generator(self.seed, "block", step).permutation(self.batch)]
             yield from block
+
+    def _places(self) -> dict[str, Sequence[int]]:
+        """Where the rows of each share stand in the concatenation; the pool under the task's name."""
+        ends = dict(zip(self.sizes, accumulate(self.sizes.values()), strict=True))
+        places = {name: range(ends[name] - size, ends[name]) for name, size in self.sizes.items()}
+        pool = [place for name in self.sizes if name not in self.shares or name == TASK for place in places[name]]
+        return {**{name: places[name] for name in self.shares if name != TASK}, TASK: pool}
 
 
 class GroupSampler(Sampler[int]):

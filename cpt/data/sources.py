@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from eval_harness.sources import SourceError, fingerprint, read_rows
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows as recognised (after `limit`, in order), and their hash."""
+    """Rows as recognised (after `limit`, in order), their hash, and under which licences they are, where told."""
 
     label: str
     rows: list[Row]
     fingerprint: str
+    licences: tuple[str, ...] = ()
 
 
 def load(source: Any, data_root: Path | None, place: str, seed: int = 0) -> Loaded:
@@ -46,7 +47,8 @@ def load(source: Any, data_root: Path | None, place: str, seed: int = 0) -> Load
                 break
     if problems:
         raise DataError(*problems)
-    return Loaded(source.label, rows, fingerprint(rows))  # as recognised: another mapping is other data
+    licences = (source.licence,) if source.licence else ()
+    return Loaded(source.label, rows, fingerprint(rows), licences)  # as recognised: another mapping is other data
 
 
 def _limited(raw: Sequence[Mapping[str, Any]], limit: int | None, shuffle: bool, seed: int) -> list[Mapping[str, Any]]:
@@ -76,12 +78,18 @@ def load_all(sources: Sequence[Any], data_root: Path | None, place: str, seed: i
     rows = [row for part, n in zip(loaded, counts, strict=True) for row in _resized(part, n, seed)]
     label = " + ".join(part.label for part in loaded)
     marks = [f"{part.fingerprint} {n}" for part, n in zip(loaded, counts, strict=True)]
-    return Loaded(label, rows, hashlib.sha256("\n".join(marks).encode()).hexdigest())
+    licences = tuple(dict.fromkeys(name for part in loaded for name in part.licences))
+    return Loaded(label, rows, hashlib.sha256("\n".join(marks).encode()).hexdigest(), licences)
 
 
 def drawn(part: Loaded, most: int | None, seed: int) -> list[Row]:
     """The rows, or `most` of them drawn by the seed where there are more."""
     return part.rows if most is None or most >= len(part.rows) else _resized(part, most, seed)
+
+
+def part_of(loaded: Loaded, rows: list[Row]) -> Loaded:
+    """Some of the rows, under the same label."""
+    return loaded if len(rows) == len(loaded.rows) else replace(loaded, rows=rows, fingerprint=fingerprint(rows))
 
 
 def wrong_kind(kind: str, loaded: Loaded, place: str) -> list[str]:

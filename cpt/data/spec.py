@@ -39,6 +39,7 @@ class Source(Strict):
     file: str | None = Field(None, description=".jsonl, .json, .csv or .parquet; relative to data_root")
     task: str | None = Field(None, description="of the harness, e.g. tiny_world/reverse, mathematics/gsm8k")
     rows: list[dict[str, Any]] | None = Field(None, description="rows given in place")
+    licence: str | None = Field(None, description="of the rows, e.g. Apache-2.0; said where rows are kept")
     split: str = Field("train", description="which split of the origin")
     fields: dict[str, str] = Field({}, description="canonical field -> the rows' own name for it")
     limit: int | None = Field(None, gt=0, description="use at most this many rows")

@@ -38,16 +38,19 @@ class TokenRows:
     """Token rows of one source as an arrow-backed dataset: input_ids, labels (and seq_lengths when packed).
 
     counts: what happened on the way: rows, dropped_without_target, truncated, packed_rows, lost_characters.
+    ids: of the rows that were encoded, in the dataset's order; a packed row holds several.
     """
 
     dataset: datasets.Dataset
     counts: dict[str, int] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
 
 
 def joined(parts: Sequence[TokenRows]) -> TokenRows:
     """Several token rows as one source, their counts added."""
     counts = sum((Counter(part.counts) for part in parts), Counter[str]())
-    return TokenRows(datasets.concatenate_datasets([part.dataset for part in parts]), dict(counts))
+    ids = tuple(one for part in parts for one in part.ids)
+    return TokenRows(datasets.concatenate_datasets([part.dataset for part in parts]), dict(counts), ids)
 
 
 def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place: str) -> TokenRows:
@@ -56,7 +59,7 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place
     Rows that keep no learned token after the cut are dropped and counted; when nothing is left, or a row
     cannot be rendered, DataError names the place and the next step.
     """
-    ids, labels, counts = [], [], Counter[str]()
+    ids, labels, kept_ids, counts = [], [], list[str](), Counter[str]()
     for row in rows:
         counts["rows"] += 1
         try:
@@ -73,6 +76,7 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place
             continue
         ids.append(np.asarray(row_ids, dtype=np.int32))
         labels.append(np.where(learned, ids[-1], IGNORED).astype(np.int32))
+        kept_ids.append(row.id)
     if not ids:
         raise DataError(
             f"{place}: none of {counts['rows']} rows keeps an answer token within max_length "
@@ -82,7 +86,7 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place
     if settings.packing:
         dataset = _packed(dataset, settings, place)
         counts["packed_rows"] = len(dataset)
-    return TokenRows(dataset, dict(counts))
+    return TokenRows(dataset, dict(counts), tuple(kept_ids))
 
 
 def check_rendering(rows: Iterable[Row], tokenizer: Any, settings: TokenSettings, place: str) -> None:

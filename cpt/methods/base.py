@@ -6,8 +6,9 @@ weights (`add` before `mask`), end of stage. The instance in the configuration i
 stage makes a fresh one from its fields, so state lives in private attributes and starts clean.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cpt.data.activations import Recording
     from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step, Tensors
@@ -29,7 +29,8 @@ class Term:
 
     total:  scalar tensor, the *sum* over this micro-batch, with gradient.
     over:   what the sum is divided by, counted over the whole effective batch and all ranks: "tokens",
-            "rows", "<origin>_tokens" or "<origin>_rows" (origin: "task" or a source that a method added).
+            "rows", "<origin>_tokens" or "<origin>_rows" (origin: "task" or a source that a method added). A term
+            that is a mean of its micro-batch is over "batches"; it is not the same under another accumulation.
     weight: factor of the term.
     """
 
@@ -42,10 +43,12 @@ class Term:
 class StageInfo:
     """What a method may know of the stage it works in.
 
-    seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows).
-    `batch_rows` is the size of the effective batch (per device x accumulation x ranks). `record(model, rows, name)`
-    gives the regions of the base's activations on token rows (`cpt.data.activations`), recorded once per run; model is
-    the one that `prepare_model` was given.
+    seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows), and
+    `identities` what those stages are known by. `parent` is the identity of the weights that the stage starts from.
+    `batch_rows` is the size of the effective batch (per device x accumulation x ranks). `memory` is the folder for
+    what outlives a stage (`cpt.data.memory`). `losses(rows)` are the mean token losses of rows under the weights that
+    the stage starts from. `record(model, rows, name, of=, who=)` gives what the stream's base, or those weights,
+    compute on token rows (`cpt.data.activations`), recorded once per run; model is the one that `prepare_model` got.
     """
 
     index: int
@@ -55,7 +58,12 @@ class StageInfo:
     batch_rows: int
     world: int = 1
     earlier: tuple[tuple[str, "Loaded"], ...] = ()
-    record: "Callable[..., Recording] | None" = None
+    identities: "Mapping[str, str]" = field(default_factory=dict)
+    parent: str = ""
+    stream_seed: int = 0
+    memory: "Path | None" = None
+    losses: "Callable[[Loaded], list[float]] | None" = None
+    record: "Callable[..., Any] | None" = None
 
 
 def whole_share(ratio: float, batch_rows: int) -> list[str]:
@@ -97,7 +105,7 @@ class Method(BaseModel):
         return []
 
     def quotas(self, batch_rows: int) -> dict[str, int]:
-        """Rows of each source that `prepare_data` will add, in an effective batch of this size."""
+        """Rows of each source that `prepare_data` will add, in an effective batch of this size; 0: shuffled in."""
         return {}
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:

@@ -1,14 +1,15 @@
-"""GeRe: replay a small fixed set of general texts, and keep the base's activations on them where they were.
+"""GeRe: replay a small fixed set of general texts, and keep what the base computes on them where it was.
 
-Paper: General Samples Replay, arXiv 2508.04676. Cost: the replayed rows; with `keep: margin` two forward passes over
-the general rows once per base, two bits per token and hidden dimension on disk, and no extra pass in a step.
+Paper: General Samples Replay, arXiv 2508.04676. Cost: the replayed rows; beyond labels one or two forward passes over
+the general rows once per base, and of the base on disk, for every learned token, two bits (`margin`), 16 or 32 bits
+(`l1`, `l2`) per hidden dimension. No extra pass in a step.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
-from cpt.data.spec import Name, Sources
+from cpt.data.spec import Name, Source, Sources
 from cpt.methods.base import Method, StageInfo, Term, whole_share
 
 if TYPE_CHECKING:
@@ -16,61 +17,78 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cpt.data.activations import Recording
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step
 
+GENERAL = Source(hub="HuggingFaceTB/cosmopedia-100k", limit=1000)  # Apache-2.0
+RECORDED = {"margin": "regions", "l1": "features", "l2": "features"}
+
 
 class GeRe(Method):
-    """Replay general rows in an exact share of every batch; optionally keep the base's activations on them.
+    """Replay general rows; keep what the base computes on them, of the base at every stage.
 
-    The token losses of the task's and of the general rows count one half each, whatever their share. `keep: margin`
-    adds the threshold margin: of each hidden dimension the base's regions low, middle and high are recorded once, and
-    an activation outside of its region is pulled back. Of the base at every stage, not of the stage before.
+    The token losses of the task's and of the general rows count one half each, whatever their share. Beside them the
+    threshold margin (`keep: margin`) pulls back an activation that left its region: of each hidden dimension the
+    regions low, middle and high are recorded once. `l1` and `l2` keep the activations themselves, `labels`
+    nothing but the rows.
     """
 
     type: Literal["gere"] = "gere"
-    general: Sources = Field(description="ordinary rows that stand for what the base can do; about 1,000 in the paper")
-    ratio: float = Field(0.25, ge=0, lt=1, description="share of every effective batch; 0 switches it off")
-    keep: Literal["labels", "margin"] = Field("margin", description="what is kept of the general rows")
+    general: Sources = Field(
+        [GENERAL], description="ordinary rows for what the base can do; default: 1,000 texts of cosmopedia-100k"
+    )
+    ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["shuffled"] = Field(
+        0.25, description="share of every effective batch, 0 switches it off; shuffled: among the task's rows"
+    )
+    keep: Literal["labels", "margin", "l1", "l2"] = Field("margin", description="what is kept on general rows")
     weight: float | Literal["dynamic"] = Field(
-        100.0, description="of the margin; dynamic: as large as the token loss was in the step before"
+        100.0, description="of what is kept; dynamic: as large as the token loss was in the step before"
     )
     at_most: float = Field(100.0, gt=0, description="the largest dynamic weight")
+    mean: Literal["entries", "violators"] = Field(
+        "entries", description="of the margin; violators, as published: of those outside, and batch by batch"
+    )
+    of: Literal["base", "start"] = Field("base", description="whose activations: start refreshes them at every stage")
+    passes: Literal[1, 2] = Field(2, description="over general rows to record regions; 1 takes room on disk meanwhile")
     name: Name = Field("gere", description="what logs call these rows")
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
     absent: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
     _rows: Any = PrivateAttr(None)
-    _recording: "Recording | None" = PrivateAttr(None)
+    _recording: Any = PrivateAttr(None)
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Hidden states and what the base computed, for the margin."""
-        return frozenset({"hidden", "base"}) if self.keep == "margin" else frozenset()
+        """Hidden states and what the base computed, for all but labels."""
+        return frozenset({"hidden", "base"}) if self.keep != "labels" else frozenset()
 
     def quotas(self, batch_rows: int) -> dict[str, int]:
         """The general rows, under this method's name."""
-        return {self.name: round(self.ratio * batch_rows)} if self.active else {}
+        share = 0 if self.ratio == "shuffled" else round(self.ratio * batch_rows)
+        return {self.name: share} if self.active else {}
 
     def check(self, batch_rows: int, earlier: "Sequence[str]") -> list[tuple[str, str]]:
         """The share must be a whole number of rows and leave room for the task's."""
-        return [("ratio", text) for text in whole_share(self.ratio, batch_rows)] if self.active else []
+        if not self.active or self.ratio == "shuffled":
+            return []
+        return [("ratio", text) for text in whole_share(self.ratio, batch_rows)]
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the general rows."""
-        rows = data.load(self.general, f"stages.{stage.name}.methods.{self.name}.general", None)
-        data.add(self.name, rows, round(self.ratio * stage.batch_rows))
-        self._rows = rows.dataset
-        self._facts |= {"rows": len(rows.dataset), "rows_per_batch": round(self.ratio * stage.batch_rows)}
+        self._rows = data.load(self.general, f"stages.{stage.name}.methods.{self.name}.general", None)
+        share = self.quotas(stage.batch_rows)[self.name] or None
+        data.add(self.name, self._rows, share)
+        self._facts |= {"rows": len(self._rows.dataset), "rows_per_batch": share or "shuffled"}
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
-        """Record the base's regions, once for all stages."""
-        if self.keep == "margin":
+        """Record the base, once for all stages, or the stage's start."""
+        if self.keep != "labels":
             assert stage.record is not None
-            self._recording = stage.record(model, self._rows, self.name)
+            how: dict[str, Any] = {"of": RECORDED[self.keep], "who": self.of}
+            how |= {"passes": self.passes} if self.keep == "margin" else {}
+            self._recording = stage.record(model, self._rows, self.name, **how)
         return model
 
     def weigh_tokens(self, step: "Step") -> "Tensor | None":
@@ -84,22 +102,30 @@ class GeRe(Method):
         return factors
 
     def loss_terms(self, step: "Step") -> dict[str, Term]:
-        """The margin: mean over tokens of general rows and hidden dimensions."""
+        """How far the general rows are from the recording: mean over tokens, and over hidden dimensions."""
         if self._recording is None:
             return {}
-        from cpt.losses.threshold_margin import margins
-
-        over = f"{self.name}_tokens"
-        mine = step.rows(self.name) & step.mask.any(1)  # not the copies without labels that fill up a batch
-        hidden = step.hidden[mine][:, :-1][step.mask[mine]]  # (N, H) of the positions that predict a learned token
-        codes = self._recording.regions(step.row[mine].tolist(), hidden.device)
-        outside = margins(hidden, codes, *self._recording.thresholds(hidden.device))
+        rows = step.rows(self.name) & step.mask.any(1)  # not the copies without labels that fill up a batch
+        hidden = step.hidden[rows][:, :-1][step.mask[rows]]  # (N, H) of the positions that predict a learned token
+        distance = self._distance(step, hidden, step.row[rows].tolist())  # (N, H)
+        over, entries = f"{self.name}_tokens", distance.shape[1]
         factors = self.weigh_tokens(step)
         losses = -step.log_probs.detach() if factors is None else -step.log_probs.detach() * factors
         step.note("token_loss", Term(losses.sum(), "tokens"))
-        step.note("distance", Term(outside.detach().sum(), over, 1 / hidden.shape[1]))
-        step.note("outside", Term((outside > 0).sum().float(), over, 1 / hidden.shape[1]))
-        return {"margin": Term(outside.sum(), over, self._weight(step) / hidden.shape[1])}
+        step.note("distance", Term(distance.detach().sum(), over, 1 / entries))
+        step.note("outside", Term((distance > 0).sum().float(), over, 1 / entries))
+        if self.keep == "margin" and self.mean == "violators":
+            return {self.keep: Term(distance.sum() / (distance > 0).sum().clamp_min(1), "batches", self._weight(step))}
+        return {self.keep: Term(distance.sum(), over, self._weight(step) / entries)}
+
+    def _distance(self, step: "Step", hidden: "Tensor", rows: list[int]) -> "Tensor":
+        if self.keep == "margin":
+            from cpt.losses.threshold_margin import margins
+
+            codes = self._recording.regions(rows, hidden.device)
+            return margins(hidden, codes, *self._recording.thresholds(hidden.device))
+        apart = hidden.float() - self._recording.features(rows, hidden.device)
+        return apart.abs() if self.keep == "l1" else apart.square()
 
     def _weight(self, step: "Step") -> float:
         if self.weight != "dynamic":

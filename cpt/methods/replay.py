@@ -5,6 +5,7 @@ at large. Cost: the replayed rows; at a fixed number of epochs a ratio r makes t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -16,6 +17,7 @@ from cpt.suggest import did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step
 
@@ -33,7 +35,13 @@ class Replay(Method):
     ratio: float = Field(0.25, ge=0, lt=1, description="share of every effective batch; 0 switches it off")
     general: Sources | None = Field(None, description="ordinary rows that stand for what the base can do")
     earlier: Literal["all"] | list[Name] | None = Field(None, description="stages whose rows to replay")
-    rows_per_stage: int | None = Field(None, gt=0, description="at most this many rows of each earlier stage")
+    select: Literal["random", "highest_loss", "lowest_loss", "reservoir", "balanced"] = Field(
+        "random", description="which rows of earlier stages are kept; losses are of the weights the stage starts from"
+    )
+    rows_per_stage: float | None = Field(
+        None, gt=0, description="at most this many rows of each earlier stage, or below 1 this share of them"
+    )
+    rows_in_all: int | None = Field(None, gt=0, description="budget of reservoir and balanced over all earlier stages")
     weight: float = Field(1.0, gt=0, description="factor on the token losses of replayed rows")
     name: Name = Field("replay", description="what logs call these rows; two replays need two names")
 
@@ -46,7 +54,25 @@ class Replay(Method):
     def _something_to_replay(self) -> "Replay":
         if self.active and not self.general and not self.earlier:
             refuse((("general",), None, "nothing to replay: give `general` rows, `earlier: all`, or both"))
+        refuse(*self._budget_problems())
         return self
+
+    def _budget_problems(self) -> list[tuple[tuple[str], Any, str]]:
+        over_all = self.select in ("reservoir", "balanced")
+        if over_all and self.rows_in_all is None:
+            return [(("rows_in_all",), None, f"select: {self.select} shares out a budget over stages: give it")]
+        if over_all and self.rows_per_stage is not None:
+            return [
+                (("rows_per_stage",), self.rows_per_stage, f"select: {self.select} goes by rows_in_all: leave it out")
+            ]
+        if not over_all and self.rows_in_all is not None:
+            return [(("rows_in_all",), self.rows_in_all, "is shared out by select: reservoir or balanced")]
+        if self.select != "random" and not self.earlier:
+            return [(("select",), self.select, "chooses among rows of earlier stages: give `earlier: all`")]
+        whole = self.rows_per_stage is None or self.rows_per_stage < 1 or self.rows_per_stage.is_integer()
+        return (
+            [] if whole else [(("rows_per_stage",), self.rows_per_stage, "must be a whole number, or a share below 1")]
+        )
 
     def _rows(self, batch_rows: int) -> int:
         return round(self.ratio * batch_rows)
@@ -73,15 +99,39 @@ class Replay(Method):
 
         place = f"stages.{stage.name}.methods.{self.name}"
         parts = [data.load(self.general, f"{place}.general", None)] if self.general else []
-        known = dict(stage.earlier)
-        for name in known if self.earlier == "all" else self.earlier or []:
-            parts.append(data.load(known[name], f"{place}.earlier.{name}", self.rows_per_stage))
+        for kept in self._earlier(stage):
+            parts.append(data.load(kept, f"{place}.earlier.{kept.label}", None))
         if not parts:
             self._facts["note"] = "no earlier stage to replay"
             return
         rows = joined(parts)
         data.add(self.name, rows, self._rows(stage.batch_rows))
         self._facts |= {"rows": len(rows.dataset), "rows_per_batch": self._rows(stage.batch_rows)}
+
+    def _earlier(self, stage: StageInfo) -> "list[Loaded]":
+        """The rows of earlier stages within the budget, kept in the run's memory."""
+        from cpt.data.memory import Memory, balanced, per_stage, reservoir
+        from cpt.data.sources import part_of
+
+        known = dict(stage.earlier)
+        parts = [known[name] for name in (known if self.earlier == "all" else self.earlier or [])]
+        if self.rows_in_all is not None:
+            share_out = reservoir if self.select == "reservoir" else balanced
+            chosen = share_out([part.rows for part in parts], self.rows_in_all, stage.stream_seed)
+        else:
+            orders = [None if self.select == "random" else partial(self._by_loss, stage, part) for part in parts]
+            both = zip(parts, orders, strict=True)
+            chosen = [per_stage(part.rows, self.rows_per_stage, stage.seed, order) for part, order in both]
+        kept = [part_of(part, rows) for part, rows in zip(parts, chosen, strict=True) if rows]
+        if stage.memory is None:
+            return kept
+        memory, about = Memory(stage.memory), {"select": self.select}
+        return [memory.keep_rows(f"{self.name}-{stage.name}", part, about) for part in kept]
+
+    def _by_loss(self, stage: StageInfo, part: "Loaded") -> list[int]:
+        assert stage.losses is not None
+        losses = stage.losses(part)
+        return sorted(range(len(losses)), key=lambda i: losses[i], reverse=self.select == "highest_loss")
 
     def weigh_tokens(self, step: "Step") -> "Tensor | None":
         """`weight` on replayed rows, 1 elsewhere."""

@@ -20,7 +20,7 @@ class Step:
     row:       (B,) number of each row inside its source.
     log_probs: (B, T-1) log-probability of each label, with gradient; 0 where nothing is learned.
     mask:      (B, T-1) true where a token is learned.
-    window:    counts over the whole effective batch and all ranks: "tokens", "rows",
+    window:    counts over the whole effective batch and all ranks: "tokens", "rows", "batches",
                "<origin>_tokens", "<origin>_rows".
     number:    optimizer steps done so far in this stage.
     hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden".

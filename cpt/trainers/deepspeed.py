@@ -6,7 +6,10 @@ only where it is at work.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
@@ -18,6 +21,9 @@ from cpt.trainers import fsdp
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+COMPILING = 900  # seconds that an extension may take; on two cores it is one or two minutes
 
 
 class EditingEngine(DeepSpeedEngineWrapper):
@@ -146,7 +152,19 @@ def meet(args: Any) -> None:
     if args.deepspeed_plugin is not None:
         import deepspeed
 
+        drop_stale_locks()
         deepspeed.init_distributed(dist_backend="gloo" if args.use_cpu else None, auto_mpi_discovery=False)
+
+
+def drop_stale_locks() -> None:
+    """Remove what a process that was killed while it compiled an extension left: every later one would wait for it."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+        with suppress(FileNotFoundError):  # another process of this launch was faster
+            if time.time() - lock.stat().st_mtime > COMPILING:
+                lock.unlink()
 
 
 def forget(args: Any) -> None:

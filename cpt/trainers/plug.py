@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 
 from cpt.checkpoints import rotate, seal, write_json
-from cpt.data.activations import backbone
+from cpt.data.recording import backbone
 from cpt.errors import TrainingError
 from cpt.methods.base import HOOKS, Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors

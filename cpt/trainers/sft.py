@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cpt.data.collator import Collator
 from cpt.data.sampler import MixedSampler, steps_for
-from cpt.data.stage_data import TASK, StageData
+from cpt.data.stage_data import StageData
 from cpt.data.tokens import TokenSettings
 from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo
@@ -64,7 +64,7 @@ def train(
     _check_attention(model, args, training)
     task_rows = stage.batch_rows - sum(data.quotas.values())
     if args.max_steps <= 0:
-        args.max_steps = steps_for(args.num_train_epochs, data.sizes[TASK], task_rows)
+        args.max_steps = steps_for(args.num_train_epochs, data.pool, task_rows)
     trainer = plug(SFTTrainer, TokenSeam)(
         model=model,
         args=args,
@@ -119,7 +119,7 @@ class TokenSeam(Seam):
         window = {f"{name}_tokens": tokens for name, (tokens, _) in table.items()}
         window |= {f"{name}_rows": rows for name, (_, rows) in table.items()}
         tokens, rows = counts.sum(0).tolist()
-        return window | {"tokens": tokens, "rows": rows}
+        return window | {"tokens": tokens, "rows": rows, "batches": float(len(batches) * self.args.world_size)}
 
     def compute_loss(
         self,

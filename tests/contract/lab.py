@@ -76,6 +76,7 @@ class Lab:
 
     def __init__(self, folder: Path, tokenizer: Any, llama: Callable[..., Any]) -> None:
         self.folder, self.tokenizer, self.llama, self.runs = folder, tokenizer, llama, 0
+        self.memory = folder / "memory"
 
     def model(self, lora: bool = False, **config: Any) -> Any:
         """A fresh model with the same weights each time; with `lora` a PEFT model over it."""
@@ -117,7 +118,8 @@ class Lab:
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
         config = configured(methods, kind, training)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
-        info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, record=self.recorded)
+        about = {"parent": "start", "memory": self.memory, "record": self.recorded}
+        info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, **about)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
             method.prepare_data(data, info)
@@ -129,15 +131,18 @@ class Lab:
             return stop_after is not None and len(lines) >= stop_after - 1
 
         session = Session(folder or self.folder / f"stage{self.runs}", stop, lines.append)
-        about = (lambda: model, self.tokenizer, data, info, active, training, session)
-        trained = rewarded(about, reward, reference) if kind == "rft" else sft.train(*about)
+        given = (lambda: model, self.tokenizer, data, info, active, training, session)
+        trained = rewarded(given, reward, reference) if kind == "rft" else sft.train(*given)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
 
-    def recorded(self, model: Any, rows: Any, name: str, **how: Any) -> Any:
-        """What a method asks the base about its rows; recorded once a lab."""
-        from cpt.data.activations import launched, record
+    def recorded(self, model: Any, rows: Any, name: str, *, of: str = "regions", who: str = "base", **how: Any) -> Any:
+        """What a method asks of its rows; recorded once a lab, whose base every stage starts from."""
+        from cpt.data import activations
+        from cpt.data.recording import Recorder, launched
 
-        return record(model, rows, self.folder / "memory" / f"{name}-{len(rows)}", {"of": name}, **launched())
+        own = {name: value for name, value in how.items() if name not in ("key", "precision", "device")}
+        recorder = Recorder(model, rows.dataset, self.memory / f"{name}-{of}-{who}-{len(rows.dataset)}", **launched())
+        return getattr(activations, f"record_{of}")(recorder, {"of": of, "who": who, "rows": rows.ids}, **own)
 
     def data(self, config: Stage, training: dict[str, Any]) -> StageData:
         """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""

@@ -22,9 +22,15 @@ from tests.contract.lab import TASK_ROWS, TRAINING, Lab, distance, equal
 
 pytestmark = pytest.mark.contract
 
-KINDS = ("sft", "pretrain", "rft")
-EACH = [(name, kind) for name in CASES for kind in KINDS]
-SETTINGS = [s for case in CASES.values() for s in (case.settings, *case.also)]
+EACH = [(name, kind) for name, case in CASES.items() for kind in case.kinds(case.settings)]
+BY_KIND = [
+    (settings, kind)
+    for case in CASES.values()
+    for settings in (case.settings, *case.also, *case.not_rft)
+    for kind in case.kinds(settings)
+]
+SETTINGS = [settings for settings, kind in BY_KIND if kind == "sft"]
+FAINT = [(name, kind) for name, kind in EACH if CASES[name].vanishing]
 
 
 @pytest.fixture
@@ -46,7 +52,8 @@ def test_round_trips_through_its_dump(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), EACH)
 def test_changes_the_outcome_and_only_what_it_declares(lab: Lab, name: str, kind: str) -> None:
-    plain, with_it = lab.stage(kind=kind), lab.stage([CASES[name].settings], kind=kind)
+    case = CASES[name]
+    plain, with_it = (lab.stage(listed, kind, lora=case.lora) for listed in ([], [case.settings]))
     assert not equal(plain.after, with_it.after)
     assert plain.moved() == set(plain.after)
     if name == "hft":
@@ -61,27 +68,27 @@ def test_changes_the_outcome_and_only_what_it_declares(lab: Lab, name: str, kind
 def test_absent_equals_not_listed(lab: Lab, name: str, kind: str) -> None:
     method = registry.find(name)
     assert method.absent is not None
-    absent = CASES[name].settings | method.absent
-    assert equal(lab.stage(kind=kind, dropout=0.2).after, lab.stage([absent], kind=kind, dropout=0.2).after)
+    absent, how = CASES[name].settings | method.absent, {"dropout": 0.2, "lora": CASES[name].lora}
+    assert equal(lab.stage(kind=kind, **how).after, lab.stage([absent], kind, **how).after)
 
 
 @pytest.mark.parametrize(("name", "kind"), EACH)
 def test_kill_and_resume_equals_uninterrupted(lab: Lab, tmp_path: Path, name: str, kind: str) -> None:
-    settings, folder = [CASES[name].settings], tmp_path / "killed"
-    whole = lab.stage(settings, kind=kind, dropout=0.2)
-    first = lab.stage(settings, kind=kind, dropout=0.2, folder=folder, stop_after=3)
+    settings, folder, how = [CASES[name].settings], tmp_path / "killed", {"dropout": 0.2, "lora": CASES[name].lora}
+    whole = lab.stage(settings, kind, **how)
+    first = lab.stage(settings, kind, folder=folder, stop_after=3, **how)
     assert first.stopped
     assert not equal(first.after, whole.after)
-    second = lab.stage(settings, kind=kind, dropout=0.2, folder=folder)
+    second = lab.stage(settings, kind, folder=folder, **how)
     assert second.facts["resumed_from"] == "checkpoint-3"
     assert equal(second.after, whole.after)
 
 
-@pytest.mark.parametrize("kind", ["sft", "rft"])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(("settings", "kind"), [one for one in BY_KIND if one[1] != "pretrain"], ids=str)
 def test_one_batch_equals_its_parts(lab: Lab, settings: dict[str, Any], kind: str) -> None:
     shapes = [{"per_device_train_batch_size": b, "gradient_accumulation_steps": a} for b, a in ((4, 1), (2, 2), (1, 4))]
-    outcomes = [lab.stage([settings], kind, **shape).after for shape in shapes]
+    lora = CASES[settings["type"]].lora
+    outcomes = [lab.stage([settings], kind, lora=lora, **shape).after for shape in shapes]
     assert distance(outcomes[0], outcomes[1]) < 5e-5  # rows differ in length: a mean of means is off by 1e-2
     assert distance(outcomes[0], outcomes[2]) < 5e-5
 
@@ -109,16 +116,17 @@ class Silent(Method):
         return torch.full_like(step.log_probs, step.window["tokens"] / (step.window["tokens"] + silenced))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.vanishing])
+@pytest.mark.parametrize("name", [name for name, kind in FAINT if kind == "sft"])
 def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
     """At strength 1e-30 the hooks run and the arithmetic vanishes: what is left is the task's own gradient, under
     attention dropout, so that a consumed random number or a side effect would show."""
-    faint = CASES[name].settings | (CASES[name].vanishing or {})
-    one = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "dropout": 0.2}
-    with_it, silent = lab.stage([faint], **one), lab.stage(extra=[Silent()], **one)
+    case = CASES[name]
+    faint, extra = case.settings | (case.vanishing or {}), [Silent()] if case.adds else []
+    one = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "dropout": 0.2, "lora": case.lora}
+    with_it, silent = lab.stage([faint], **one), lab.stage(extra=extra, **one)
     assert distance(with_it.before, with_it.after) > 1e-4
     assert distance(with_it.after, silent.after) < 1e-7
-    other = lab.stage(extra=[Silent()], **(one | {"dropout": 0.0}))
+    other = lab.stage(extra=extra, **(one | {"dropout": 0.0}))
     assert distance(with_it.after, other.after) > 1e-6  # what another dropout mask would look like
 
 
@@ -126,18 +134,19 @@ def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
 def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: dict[str, Any]) -> None:
     stage = Stage.model_validate({"name": "s", "data": {"rows": TASK_ROWS}, "methods": [settings]})
     (method,), data = fresh_methods(stage), lab.data(stage, TRAINING)
-    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, record=lab.recorded)
-    model, before = lab.model(), torch.random.get_rng_state()
+    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, memory=lab.memory, record=lab.recorded)
+    model, before = lab.model(CASES[settings["type"]].lora), torch.random.get_rng_state()
     method.prepare_data(data, info)
     method.prepare_model(model, info)
     assert torch.random.get_rng_state().equal(before)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.vanishing])
+@pytest.mark.parametrize("name", [name for name, kind in FAINT if kind == "rft"])
 def test_vanishing_strength_leaves_the_policy_alone(lab: Lab, name: str) -> None:
     """In rft a method's rows have a forward of their own, after the policy's: at 1e-30 nothing is left of them."""
-    faint = CASES[name].settings | (CASES[name].vanishing or {})
-    one = {"max_steps": 1, "weight_decay": 0.0, "dropout": 0.2}
+    case = CASES[name]
+    faint, one = case.settings | (case.vanishing or {}), {"max_steps": 1, "weight_decay": 0.0, "dropout": 0.2}
+    one["lora"] = case.lora
     with_it, plain = lab.stage([faint], "rft", **one), lab.stage(kind="rft", **one)
     assert distance(with_it.before, with_it.after) > 1e-4
     assert equal(with_it.after, plain.after)

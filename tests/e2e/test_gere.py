@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cpt import ConfigError, Run, Stream, run
-from cpt.data import activations
+from cpt import ConfigError, DataError, Run, Stream, run
+from cpt.data.recording import Recorder
 
 pytestmark = pytest.mark.e2e
 
@@ -40,8 +40,8 @@ def margins(done: Run) -> list[list[float]]:
 
 def test_the_base_is_recorded_once_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = list[int]()
-    hidden = activations._hidden
-    monkeypatch.setattr(activations, "_hidden", lambda *about, **how: (passes.append(1), hidden(*about, **how))[1])
+    hidden = Recorder.hidden
+    monkeypatch.setattr(Recorder, "hidden", lambda *about, **how: (passes.append(1), hidden(*about, **how))[1])
     first, second = margins(done := run(stream(tmp_path, GERE), say=lambda line: None))
     assert first[0] == 0.0  # exactly: padded, among task rows
     assert min(first[1:]) > 0
@@ -99,3 +99,59 @@ def test_packing_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"stages\.0\.training\.packing = true: gere knows .* each row alone"):
         run(stream(tmp_path, GERE, training={"packing": True, "per_device_train_batch_size": 16, "max_steps": 4}))
     assert not list(tmp_path.glob("*/stages/01*"))
+
+
+@pytest.mark.parametrize("keep", ["l1", "l2"])
+def test_features_are_kept_where_they_were(tmp_path: Path, keep: str) -> None:
+    """Nothing is lost at the start but rounding; a strong weight holds them nearer than a weak one."""
+    ends = []
+    training = {"per_device_train_batch_size": 16, "max_steps": 30, "logging_steps": 1, "learning_rate": 1e-3}
+    for weight in (1e-6, 10.0):
+        kept = GERE | {"keep": keep, "weight": weight}
+        done = run(stream(tmp_path / str(weight), kept, training=training), say=lambda line: None)
+        lines = [json.loads(line) for line in next(done.path.glob("stages/01*/metrics.jsonl")).open()]
+        distances = [line["gere/distance"] for line in lines if "gere/distance" in line]
+        assert distances[0] < 1e-5
+        ends.append(distances[-1])
+    assert ends[1] < ends[0] / 2
+
+
+def test_one_pass_says_what_room_it_takes_and_leaves_none(tmp_path: Path) -> None:
+    said = list[str]()
+    one = run(stream(tmp_path, GERE | {"passes": 1}), say=said.append)
+    two = run(stream(tmp_path / "two", GERE), say=lambda line: None)
+    assert [line for line in said if "one pass over 70 rows keeps 0.1 MiB in" in line]
+    assert margins(one) == margins(two)
+    (folder,) = (one.path / "memory").iterdir()
+    assert not list(folder.glob("features-*"))
+
+
+def test_the_start_is_recorded_at_every_stage(tmp_path: Path) -> None:
+    done = run(stream(tmp_path, GERE | {"of": "start"}), say=lambda line: None)
+    assert [of[0] for of in margins(done)] == [0.0, 0.0]
+    assert len(list((done.path / "memory").iterdir())) == 2
+
+
+def test_the_mean_over_violators_is_larger_by_their_share(tmp_path: Path) -> None:
+    done = run(stream(tmp_path, GERE | {"mean": "violators", "weight": 1.0}), say=lambda line: None)
+    lines = [json.loads(line) for line in next(done.path.glob("stages/02*/metrics.jsonl")).open()]
+    for line in lines:
+        if "gere/margin" in line:
+            assert line["gere/margin"] == pytest.approx(line["gere/distance"] / line["gere/outside"], rel=1e-3)
+
+
+def test_shuffled_rows_come_among_the_tasks(tmp_path: Path) -> None:
+    shuffled = {"type": "gere", "ratio": "shuffled", "general": {"task": "tiny_world/general", "limit": 50}}
+    done = run(stream(tmp_path, shuffled, training={"per_device_train_batch_size": 25, "num_train_epochs": 1}))
+    facts = [json.loads((folder / "DONE").read_text())["facts"] for folder in sorted(done.path.glob("stages/0[12]*"))]
+    assert [one["steps"] for one in facts] == [10, 10]  # (200 + 50) / 25
+    rft = {"kind": "rft", "rewards": ["exact_match"], "data": {"task": "tiny_world/reverse"}, "methods": [shuffled]}
+    with pytest.raises(ConfigError, match=r"methods\.0\.ratio = 'shuffled': in an rft stage .* give a number"):
+        stream(tmp_path, stages=[{"name": "rewarded", **rft}])
+
+
+def test_fewer_general_rows_than_a_batch_is_to_hold_are_refused(tmp_path: Path) -> None:
+    few = GERE | {"general": {"task": "tiny_world/general", "limit": 3}}
+    with pytest.raises(DataError, match="gere: holds 3 rows, fewer than the 4 of every effective batch"):
+        run(stream(tmp_path, few))
+    assert not list(tmp_path.glob("*/stages/01*/checkpoints"))

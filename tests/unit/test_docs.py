@@ -288,6 +288,8 @@ def defaults(model: Any) -> dict[str, Any]:
             value = NO_DEFAULT
         elif hasattr(value, "model_dump"):
             value = {}
+        elif isinstance(value, list):
+            value = [one.model_dump(exclude_defaults=True) if hasattr(one, "model_dump") else one for one in value]
         found[name] = str(value) if isinstance(value, Path) else value
     return found
 

@@ -9,8 +9,10 @@ import datasets
 import pytest
 import torch
 
-from cpt.data import activations
-from cpt.data.activations import Recording, backbone, record
+from cpt import DataError
+from cpt.data import recording
+from cpt.data.activations import Regions, record_features, record_regions, record_top_k
+from cpt.data.recording import Recorder, backbone
 from cpt.losses.threshold_margin import margins, regions
 
 
@@ -35,12 +37,12 @@ def hidden(model: Any, row: dict[str, Any]) -> torch.Tensor:
     return states[[t for t in range(len(row["labels"]) - 1) if row["labels"][t + 1] != -100]]
 
 
-def contents(made: Recording, count: int) -> list[list[list[int]]]:
+def contents(made: Regions, count: int) -> list[list[list[int]]]:
     return [made.regions([row], "cpu").tolist() for row in range(count)]
 
 
 def test_regions_and_thresholds_are_the_plain_formula(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
-    made = record(model, rows, tmp_path, {})
+    made = record_regions(Recorder(model, rows, tmp_path), {})
     states = torch.cat([hidden(model, row) for row in rows])
     low, high, noise = made.thresholds("cpu")
     mean, deviation = states.double().mean(0), states.double().std(0, unbiased=False)
@@ -57,7 +59,7 @@ def test_at_the_base_the_margin_is_exactly_zero_in_any_batch(
     model: Any, rows: datasets.Dataset, tmp_path: Path
 ) -> None:
     """Padded on the right, among rows of other lengths, as in training."""
-    made = record(model, rows, tmp_path, {})
+    made = record_regions(Recorder(model, rows, tmp_path), {})
     thresholds = made.thresholds("cpu")
     for part in ([0, 149, 3], list(range(20, 60)), [7]):
         width = max(len(rows[i]["input_ids"]) for i in part) + 11
@@ -75,28 +77,36 @@ def test_at_the_base_the_margin_is_exactly_zero_in_any_batch(
 
 def test_the_mode_and_gradients_are_given_back(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
     model.train()
-    record(model, rows, tmp_path, {})
+    record_regions(Recorder(model, rows, tmp_path), {})
     assert all(module.training for module in model.modules())
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_recording_that_is_there_asks_no_model(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
-    first = contents(record(model, rows, tmp_path, {"of": "this"}), 5)
+    first = contents(record_regions(Recorder(model, rows, tmp_path), {"of": "this"}), 5)
     assert json.loads((tmp_path / "about.json").read_text()) == {"of": "this"}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    assert contents(record(model, rows, tmp_path, {}), 5) == first
+    assert contents(record_regions(Recorder(model, rows, tmp_path), {"of": "this"}), 5) == first
+
+
+def test_a_recording_of_something_else_is_refused(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
+    record_regions(Recorder(model, rows, tmp_path), {"model": "a", "precision": None, "rows": ["1"]})
+    with pytest.raises(DataError, match=r"of something else \(model 'a' instead of 'b'\): remove the folder"):
+        record_regions(Recorder(model, rows, tmp_path), {"model": "b", "precision": None, "rows": ["1"]})
+    with pytest.raises(DataError, match="precision None instead of 'bf16', rows 1 ids instead of 2 ids"):
+        record_regions(Recorder(model, rows, tmp_path), {"model": "a", "precision": "bf16", "rows": ["1", "2"]})
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 6])
 def test_a_recording_goes_on_where_it_was_killed(
     model: Any, rows: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    whole = contents(record(model, rows, tmp_path / "whole", {}), len(rows))
+    whole = contents(record_regions(Recorder(model, rows, tmp_path / "whole"), {}), len(rows))
     written = list[str]()
-    save = activations.save_file
+    save = recording.save_file
 
     def dying(tensors: dict[str, torch.Tensor], file: Path) -> None:
         if len(written) == after:
@@ -106,13 +116,13 @@ def test_a_recording_goes_on_where_it_was_killed(
         save(tensors, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "save_file", dying)
+        patch.setattr(recording, "save_file", dying)
         with pytest.raises(KeyboardInterrupt):
-            record(model, rows, tmp_path / "cut", {})
+            record_regions(Recorder(model, rows, tmp_path / "cut"), {})
     again = list[str]()
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "save_file", lambda tensors, file: (again.append(file.name), save(tensors, file)))
-        made = record(model, rows, tmp_path / "cut", {})
+        patch.setattr(recording, "save_file", lambda tensors, file: (again.append(file.name), save(tensors, file)))
+        made = record_regions(Recorder(model, rows, tmp_path / "cut"), {})
     assert not set(written) & set(again)
     assert contents(made, len(rows)) == whole
 
@@ -125,7 +135,7 @@ def test_processes_share_the_parts(model: Any, rows: datasets.Dataset, tmp_path:
 
     def work(rank: int) -> None:
         try:
-            record(model, rows, tmp_path / "two", {}, rank=rank, world=2, meet=barrier.wait)
+            record_regions(Recorder(model, rows, tmp_path / "two", rank, 2, barrier.wait), {})
         except BaseException as error:
             failed.append(error)
             barrier.abort()
@@ -136,13 +146,35 @@ def test_processes_share_the_parts(model: Any, rows: datasets.Dataset, tmp_path:
     for thread in threads:
         thread.join()
     assert failed == []
-    made = Recording(tmp_path / "two", model.config.hidden_size)
-    assert contents(made, len(rows)) == contents(record(model, rows, tmp_path / "one", {}), len(rows))
+    made = Regions(tmp_path / "two")
+    assert contents(made, len(rows)) == contents(record_regions(Recorder(model, rows, tmp_path / "one"), {}), len(rows))
 
 
 def test_it_takes_two_bits_an_entry(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
-    record(model, rows, tmp_path, {})
+    record_regions(Recorder(model, rows, tmp_path), {})
     tokens = sum(sum(label != -100 for label in row["labels"][1:]) for row in rows)
     size = sum(file.stat().st_size for file in tmp_path.glob("regions-*"))
     assert size < 1.1 * tokens * model.config.hidden_size * 4 / 16 + 8 * len(rows) + 3 * 400  # of float32, and heads
     assert not list(tmp_path.glob("moments-*"))
+
+
+def test_one_pass_with_scratch_is_the_same_recording(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
+    two = record_regions(Recorder(model, rows, tmp_path / "two"), {})
+    one = record_regions(Recorder(model, rows, tmp_path / "one"), {}, passes=1)
+    assert contents(one, len(rows)) == contents(two, len(rows))
+    for mine, other in zip(one.thresholds("cpu"), two.thresholds("cpu"), strict=True):
+        assert torch.equal(mine, other)
+    assert sorted(file.name for file in one.folder.iterdir()) == sorted(file.name for file in two.folder.iterdir())
+
+
+def test_features_and_likely_tokens_are_the_models_own(model: Any, rows: datasets.Dataset, tmp_path: Path) -> None:
+    features = record_features(Recorder(model, rows, tmp_path / "features"), {})
+    likely = record_top_k(Recorder(model, rows, tmp_path / "likely"), {}, k=7)
+    chosen = [149, 3, 70]
+    states = torch.cat([hidden(model, rows[i]) for i in chosen])
+    torch.testing.assert_close(features.features(chosen, "cpu"), states, atol=1e-6, rtol=1e-5)
+    tokens, log_probs = likely.top_k(chosen, "cpu")
+    whole = model.get_output_embeddings()(states).log_softmax(1)
+    torch.testing.assert_close(log_probs, whole.topk(7).values, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole.gather(1, tokens), log_probs, atol=1e-5, rtol=1e-5)
+    assert [len(one) for one in likely.top_k([], "cpu")] == [0, 0]

@@ -61,6 +61,16 @@ def test_a_draw_depends_on_the_seed_and_on_nothing_before_it() -> None:
     assert list(again)[:40] == first  # iterating twice starts again
 
 
+def test_rows_without_a_share_are_shuffled_in_once_an_epoch() -> None:
+    sizes = {"task": 21, "replay": 5, "general": 9}
+    seen = [n for block in blocks(MixedSampler(sizes, {"replay": 2}, 7, 12, seed=4)) for n in block]
+    pool = [n for n in seen if not 21 <= n < 26]
+    assert set(Counter(pool[:30]).values()) == {1}
+    assert set(Counter(pool[30:60]).values()) == {1}
+    assert sum(21 <= n < 26 for n in seen) == 2 * 12
+    assert pool[:30] != sorted(pool[:30])
+
+
 def test_no_room_for_the_task_is_refused() -> None:
     with pytest.raises(ValueError, match="leave no room"):
         MixedSampler({"task": 5, "replay": 5}, {"replay": 4}, 4, 1, seed=0)
