@@ -125,9 +125,9 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
-    if spread is not None and (held := [m.type for m in stage.methods if m.active and "base" in m.needs]):
+    if spread is not None and (held := [m.type for m in stage.methods if m.active and m.needs & {"base", "whole"}]):
         problems.append(
-            f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} records what the "
+            f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} asks what the "
             "whole model computes: use DDP or ZeRO-2"
         )
     forget(args)  # the base is measured first
@@ -174,6 +174,8 @@ def train_stage(
         earlier=tuple((name, memory.without_forgotten(rows)) for name, rows in info.earlier),
         losses=lambda rows: processes.on_main(lambda: _losses(stream, inputs.tokenizer, parent, rows)),
         record=partial(_record, stream, inputs.base, info, here, parent, say),
+        adapters_off=_adapters_off(stream, here, parent),
+        open_base=lambda: open_model(None, stream.model),
     )
     data = StageData(load_tokens)
     place = f"stages.{number}.data"
@@ -315,8 +317,15 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
         earlier=tuple((one.stage.name, one.rows) for one in before),
         identities={one.stage.name: one.identity for one in before},
         parent=before[-1].identity if before else inputs.base,
+        base=inputs.base,
         stream_seed=stream.seed,
     )
+
+
+def _adapters_off(stream: Stream, here: StageInputs, parent: Path) -> frozenset[str]:
+    """What the stage's model is without its adapters."""
+    asked = {"base": stands_on_base, "start": starts_as_parent}
+    return frozenset(name for name, is_it in asked.items() if is_it(parent, stream.model, here.stage.adapter))
 
 
 def _losses(stream: Stream, tokenizer: Any, parent: Path, rows: Loaded) -> list[float]:
@@ -384,12 +393,11 @@ def _record(
 
 @contextmanager
 def _as_base(stream: Stream, here: StageInputs, parent: Path, model: Any) -> Iterator[Any]:
+    from cpt.trainers.reference import without_adapters
+
     if stands_on_base(parent, stream.model, here.stage.adapter):
-        flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        with model.disable_adapter():
+        with without_adapters(model):
             yield model
-        for parameter, flag in flags.items():  # PEFT switches them on when it leaves
-            parameter.requires_grad_(flag)
     elif parent == base_folder(stream.model) and here.stage.adapter is None and stream.model.adapter is None:
         yield model
     else:

@@ -65,8 +65,7 @@ class Memory:
 
         about: further words for the manifest, JSON. What is there already is read instead.
         """
-        key = hashlib.sha256(json.dumps([about, loaded.fingerprint], sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.folder / f"{name}-{key}"
+        folder = entry(self.folder, name, {**about, "sha256": loaded.fingerprint})
         if not (folder / ABOUT).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             self._write(folder, loaded.rows)
@@ -133,6 +132,12 @@ class Memory:
 
     def _write(self, folder: Path, rows: Sequence[Row]) -> None:
         _replace(folder / ROWS, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def entry(memory: Path, name: str, about: dict[str, Any]) -> Path:
+    """The folder of an entry: its name, and a hash of what decides its content."""
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return memory / f"{name}-{key}"
 
 
 def mark(row: str) -> str:

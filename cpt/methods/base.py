@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cpt.suggest import did_you_mean
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,11 +46,14 @@ class StageInfo:
     """What a method may know of the stage it works in.
 
     seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows), and
-    `identities` what those stages are known by. `parent` is the identity of the weights that the stage starts from.
+    `identities` what those stages are known by, `base` what the stream's base is; `parent` is the one of these that the
+    stage starts from.
     `batch_rows` is the size of the effective batch (per device x accumulation x ranks). `memory` is the folder for
     what outlives a stage (`cpt.data.memory`). `losses(rows)` are the mean token losses of rows under the weights that
     the stage starts from. `record(model, rows, name, of=, who=)` gives what the stream's base, or those weights,
     compute on token rows (`cpt.data.activations`), recorded once per run; model is the one that `prepare_model` got.
+    `adapters_off` says what the model is without its adapters: "base", "start", both or neither. `open_base()` loads
+    the stream's base.
     """
 
     index: int
@@ -59,8 +64,11 @@ class StageInfo:
     world: int = 1
     earlier: tuple[tuple[str, "Loaded"], ...] = ()
     identities: "Mapping[str, str]" = field(default_factory=dict)
+    base: str = ""
     parent: str = ""
     stream_seed: int = 0
+    adapters_off: frozenset[str] = frozenset()
+    open_base: "Callable[[], nn.Module] | None" = None
     memory: "Path | None" = None
     losses: "Callable[[Loaded], list[float]] | None" = None
     record: "Callable[..., Any] | None" = None
@@ -76,6 +84,16 @@ def whole_share(ratio: float, batch_rows: int) -> list[str]:
         ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
         return [f"of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
     return []
+
+
+def unknown_stages(wanted: object, earlier: Sequence[str]) -> list[tuple[str, str]]:
+    """What is wrong with the stages that a field `earlier` names: they must come before."""
+    known = ", ".join(earlier) or "none"
+    return [
+        ("earlier", f"{name!r} is no earlier stage.{did_you_mean(name, earlier)} Earlier stages: {known}.")
+        for name in (wanted if isinstance(wanted, list) else [])
+        if name not in earlier
+    ]
 
 
 class Method(BaseModel):
@@ -97,7 +115,9 @@ class Method(BaseModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it takes of the trainer beside its hooks: "hidden" (Step.hidden), "base" (StageInfo.record)."""
+        """What it takes beside its hooks: "hidden" (Step.hidden and Step.head), "base" (StageInfo.record: not under
+        ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at other weights: not under ZeRO-3 or
+        FSDP)."""
         return frozenset()
 
     def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:

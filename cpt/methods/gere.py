@@ -2,7 +2,7 @@
 
 Paper: General Samples Replay, arXiv 2508.04676. Cost: the replayed rows; beyond labels one or two forward passes over
 the general rows once per base, and of the base on disk, for every learned token, two bits (`margin`), 16 or 32 bits
-(`l1`, `l2`) per hidden dimension. No extra pass in a step.
+(`l1`, `l2`) per hidden dimension, or 8 bytes per likely token (`kl`). No extra pass in a step.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cpt.methods.step import Step
 
 GENERAL = Source(hub="HuggingFaceTB/cosmopedia-100k", limit=1000)  # Apache-2.0
-RECORDED = {"margin": "regions", "l1": "features", "l2": "features"}
+TEMPERATURE = 2.0  # of the divergence, on both sides
+RECORDED = {"margin": "regions", "l1": "features", "l2": "features", "kl": "top_k"}
 
 
 class GeRe(Method):
@@ -29,8 +30,8 @@ class GeRe(Method):
 
     The token losses of the task's and of the general rows count one half each, whatever their share. Beside them the
     threshold margin (`keep: margin`) pulls back an activation that left its region: of each hidden dimension the
-    regions low, middle and high are recorded once. `l1` and `l2` keep the activations themselves, `labels`
-    nothing but the rows.
+    regions low, middle and high are recorded once. `l1` and `l2` keep the activations themselves, `kl` the
+    distribution over the likely tokens, `labels` nothing but the rows.
     """
 
     type: Literal["gere"] = "gere"
@@ -40,7 +41,7 @@ class GeRe(Method):
     ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["shuffled"] = Field(
         0.25, description="share of every effective batch, 0 switches it off; shuffled: among the task's rows"
     )
-    keep: Literal["labels", "margin", "l1", "l2"] = Field("margin", description="what is kept on general rows")
+    keep: Literal["labels", "margin", "kl", "l1", "l2"] = Field("margin", description="what is kept on general rows")
     weight: float | Literal["dynamic"] = Field(
         100.0, description="of what is kept; dynamic: as large as the token loss was in the step before"
     )
@@ -50,6 +51,7 @@ class GeRe(Method):
     )
     of: Literal["base", "start"] = Field("base", description="whose activations: start refreshes them at every stage")
     passes: Literal[1, 2] = Field(2, description="over general rows to record regions; 1 takes room on disk meanwhile")
+    top_k: int = Field(64, gt=0, description="likely tokens that kl keeps of the base; the others are one")
     name: Name = Field("gere", description="what logs call these rows")
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
@@ -88,6 +90,7 @@ class GeRe(Method):
             assert stage.record is not None
             how: dict[str, Any] = {"of": RECORDED[self.keep], "who": self.of}
             how |= {"passes": self.passes} if self.keep == "margin" else {}
+            how |= {"k": self.top_k, "temperature": TEMPERATURE} if self.keep == "kl" else {}
             self._recording = stage.record(model, self._rows, self.name, **how)
         return model
 
@@ -107,7 +110,7 @@ class GeRe(Method):
             return {}
         rows = step.rows(self.name) & step.mask.any(1)  # not the copies without labels that fill up a batch
         hidden = step.hidden[rows][:, :-1][step.mask[rows]]  # (N, H) of the positions that predict a learned token
-        distance = self._distance(step, hidden, step.row[rows].tolist())  # (N, H)
+        distance = self._distance(step, hidden, step.row[rows].tolist())  # (N, H), of kl (N, 1)
         over, entries = f"{self.name}_tokens", distance.shape[1]
         factors = self.weigh_tokens(step)
         losses = -step.log_probs.detach() if factors is None else -step.log_probs.detach() * factors
@@ -124,6 +127,13 @@ class GeRe(Method):
 
             codes = self._recording.regions(rows, hidden.device)
             return margins(hidden, codes, *self._recording.thresholds(hidden.device))
+        if self.keep == "kl":
+            from cpt.losses.divergences import log_probs_of, top_k_divergence
+
+            assert step.head is not None
+            tokens, log_probs = self._recording.top_k(rows, hidden.device)
+            mine = log_probs_of(step.head, hidden, tokens, TEMPERATURE)
+            return top_k_divergence(mine, log_probs).unsqueeze(1)
         apart = hidden.float() - self._recording.features(rows, hidden.device)
         return apart.abs() if self.keep == "l1" else apart.square()
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from cpt.methods.base import Method
 
 OURS = {
+    "distill": "cpt.methods.distill:Distill",
+    "ewc": "cpt.methods.ewc:EWC",
     "gere": "cpt.methods.gere:GeRe",
     "hft": "cpt.methods.hft:HFT",
+    "l2_sp": "cpt.methods.l2_sp:L2SP",
     "replay": "cpt.methods.replay:Replay",
 }
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Sources, refuse
-from cpt.methods.base import Method, StageInfo, whole_share
-from cpt.suggest import did_you_mean
+from cpt.methods.base import Method, StageInfo, unknown_stages, whole_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,13 +84,8 @@ class Replay(Method):
         """The share must be whole and leave room for the task; the stages to replay must come before."""
         if not self.active:
             return []
-        wanted = self.earlier if isinstance(self.earlier, list) else []
-        known = ", ".join(earlier) or "none"
-        return [("ratio", text) for text in whole_share(self.ratio, batch_rows)] + [
-            ("earlier", f"{name!r} is no earlier stage.{did_you_mean(name, earlier)} Earlier stages: {known}.")
-            for name in wanted
-            if name not in earlier
-        ]
+        share = [("ratio", text) for text in whole_share(self.ratio, batch_rows)]
+        return share + unknown_stages(self.earlier, earlier)
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the replay rows under this method's name."""

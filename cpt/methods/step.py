@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from cpt.losses.divergences import Head
     from cpt.methods.base import Term
 
 
@@ -23,7 +24,7 @@ class Step:
     window:    counts over the whole effective batch and all ranks: "tokens", "rows", "batches",
                "<origin>_tokens", "<origin>_rows".
     number:    optimizer steps done so far in this stage.
-    hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden".
+    hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden". head: that head.
     previous:  terms and notes of the optimizer step before, over all ranks, as `method/name`; empty in the first.
     notes:     what `note` took.
     """
@@ -38,12 +39,26 @@ class Step:
     window: dict[str, float]
     number: int
     hidden: Any = None
+    head: "Head | None" = None
+    look: "Callable[..., tuple[Tensor, Head]] | None" = None
+    seen: "dict[str, tuple[Tensor, Head]]" = field(default_factory=dict)
     previous: dict[str, float] = field(default_factory=dict)
     notes: "dict[str, Term]" = field(default_factory=dict)
 
     def note(self, name: str, term: "Term") -> None:
         """Have a quantity logged as `method/name`, reduced as a term is; it adds nothing to the loss."""
         self.notes[name] = term
+
+    def reference(self, name: str, weights: "dict[str, Tensor] | None" = None) -> "tuple[Tensor, Head]":
+        """(B, T, H) what the head reads under other weights, and that head; one pass without gradient.
+
+        weights: by parameter name, in the place of the model's own; None: the model without its adapters. The pass is
+        made once for a name, however many methods ask; every rank must ask alike.
+        """
+        if name not in self.seen:
+            assert self.look is not None
+            self.seen[name] = self.look(self.inputs, weights)
+        return self.seen[name]
 
     def rows(self, name: str) -> "Tensor":
         """(B,) true for the rows of one source."""
@@ -58,6 +73,7 @@ class Tensors:
 
     def __init__(self, parameters: dict[str, "nn.Parameter"], gradients: bool) -> None:
         self._parameters, self._gradients = parameters, gradients
+        self.noted: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[tuple[str, "Tensor"]]:
         for name, parameter in self._parameters.items():
@@ -65,7 +81,15 @@ class Tensors:
             if tensor is not None:
                 yield name, tensor
 
+    def weight(self, name: str) -> "Tensor":
+        """The weight that a gradient is of, for reading."""
+        return self._parameters[name].data
+
     def map(self, change: Callable[[str, "Tensor"], "Tensor"]) -> None:
         """Replace every tensor by `change(name, tensor)`, in place."""
         for name, tensor in self:
             tensor.copy_(change(name, tensor))
+
+    def note(self, name: str, value: "Tensor") -> None:
+        """Have a scalar, the same on every process, logged as `method/name`; several of a name are added."""
+        self.noted[name] = self.noted.get(name, 0.0) + value.detach()

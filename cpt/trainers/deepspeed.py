@@ -64,6 +64,13 @@ class ShardedTensors(Tensors):
             if tensor is not None:
                 yield name, tensor
 
+    def weight(self, name: str) -> "Tensor":
+        """The weight that a gradient is of, in fp32, gathered."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found: Tensor = safe_get_full_fp32_param(self._parameters[name])
+        return found
+
     def map(self, change: Callable[[str, "Tensor"], "Tensor"]) -> None:
         """Replace every tensor by `change(name, tensor)`. Weights of ZeRO-3 are refused before training starts."""
         for name, tensor in self:

@@ -8,6 +8,7 @@ method TRL's own loss passes untouched.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cpt.methods.base import HOOKS, Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
 from cpt.trainers.deepspeed import ShardedTensors, install
 from cpt.trainers.fsdp import local
+from cpt.trainers.reference import head_of, look
 
 METHOD_STATE = "methods-{}.safetensors"
 TERMS = "terms.json"
@@ -134,6 +136,8 @@ class Seam:
             window=self._window,
             number=self.state.global_step,
             hidden=hidden,
+            head=head_of(self.model) if hidden is not None else None,
+            look=partial(look, self.model),
             previous=self._previous,
         )
 
@@ -203,7 +207,10 @@ class Seam:
 
     def _edit_gradients(self) -> None:
         for method in self._gradient_editors:
-            method.edit_gradients(self._tensors(gradients=True), self._stage)
+            gradients = self._tensors(gradients=True)
+            method.edit_gradients(gradients, self._stage)
+            for name, value in gradients.noted.items():
+                self._metrics["train"][f"{method.type}/{name}"].append(float(value))
 
     def edit_weights(self) -> None:
         """Called by the stage's callback right after each optimizer step."""

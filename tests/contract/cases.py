@@ -13,7 +13,8 @@ KINDS = ("sft", "pretrain", "rft")
 class Case:
     """settings: the method as in YAML. vanishing: fields at which the hooks run and the arithmetic vanishes;
     None where the method has no continuous strength. adds: whether it adds replay's rows to a batch of sft. lora: it
-    works on an adapter alone. also: further settings; those of `not_rft` are refused in an rft stage."""
+    works on an adapter alone. also: further settings; those of `not_rft` are refused in an rft stage, those of
+    `not_lora` with an adapter."""
 
     settings: dict[str, Any]
     vanishing: dict[str, Any] | None = None
@@ -21,6 +22,7 @@ class Case:
     lora: bool = False
     also: list[dict[str, Any]] = field(default_factory=list)
     not_rft: list[dict[str, Any]] = field(default_factory=list)
+    not_lora: list[dict[str, Any]] = field(default_factory=list)
 
     def kinds(self, settings: dict[str, Any]) -> list[str]:
         """Kinds of stages in which the settings work."""
@@ -41,6 +43,7 @@ CASES = {
             {"type": "gere", "ratio": 0.5, "general": {"rows": GENERAL_ROWS}, "keep": "labels"},
             {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "weight": "dynamic"},
             {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "keep": "l1", "weight": 0.5},
+            {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "keep": "kl", "weight": 1.0},
             {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "keep": "l2", "of": "start"},
         ],
         not_rft=[{"type": "gere", "ratio": "shuffled", "general": {"rows": GENERAL_ROWS}, "weight": 3.0, "passes": 1}],
@@ -51,5 +54,24 @@ CASES = {
             {"type": "hft", "ratio": 0.5, "level": "layer", "embeddings": "frozen"},
             {"type": "hft", "ratio": 0.5, "level": "model", "head": "frozen"},
         ],
+    ),
+    "distill": Case(
+        {"type": "distill", "weight": 0.5},
+        vanishing={"weight": 1e-30},
+        also=[
+            {"type": "distill", "to": "base", "direction": "reverse", "temperature": 2.0},
+            {"type": "distill", "to": "average", "decay": 0.5, "weight": 3.0},
+            {"type": "distill", "to": "base", "reference": "weights", "on": "all"},
+        ],
+    ),
+    "ewc": Case(
+        {"type": "ewc", "strength": 100.0, "general": {"rows": GENERAL_ROWS}},
+        vanishing={"strength": 1e-30},
+        also=[{"type": "ewc", "strength": 3.0, "general": {"rows": GENERAL_ROWS}, "fisher": "empirical", "rows": 4}],
+    ),
+    "l2_sp": Case(
+        {"type": "l2_sp", "strength": 1.0},
+        vanishing={"strength": 1e-30},
+        not_lora=[{"type": "l2_sp", "strength": 0.5, "to": "base"}],
     ),
 }

@@ -118,7 +118,8 @@ class Lab:
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
         config = configured(methods, kind, training)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
-        about = {"parent": "start", "memory": self.memory, "record": self.recorded}
+        about = {"parent": "start", "memory": self.memory, "record": self.recorded, "open_base": self.model}
+        about["adapters_off"] = frozenset({"base", "start"} if lora else ())
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, **about)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
@@ -138,11 +139,13 @@ class Lab:
     def recorded(self, model: Any, rows: Any, name: str, *, of: str = "regions", who: str = "base", **how: Any) -> Any:
         """What a method asks of its rows; recorded once a lab, whose base every stage starts from."""
         from cpt.data import activations
+        from cpt.data.memory import entry
         from cpt.data.recording import Recorder, launched
 
         own = {name: value for name, value in how.items() if name not in ("key", "precision", "device")}
-        recorder = Recorder(model, rows.dataset, self.memory / f"{name}-{of}-{who}-{len(rows.dataset)}", **launched())
-        return getattr(activations, f"record_{of}")(recorder, {"of": of, "who": who, "rows": rows.ids}, **own)
+        about = {"of": of, "who": who, "rows": rows.ids, **own}
+        folder = entry(self.memory, name, {**about, "ids": rows.dataset["input_ids"][:]})
+        return getattr(activations, f"record_{of}")(Recorder(model, rows.dataset, folder, **launched()), about, **own)
 
     def data(self, config: Stage, training: dict[str, Any]) -> StageData:
         """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""

@@ -26,10 +26,11 @@ EACH = [(name, kind) for name, case in CASES.items() for kind in case.kinds(case
 BY_KIND = [
     (settings, kind)
     for case in CASES.values()
-    for settings in (case.settings, *case.also, *case.not_rft)
+    for settings in (case.settings, *case.also, *case.not_rft, *case.not_lora)
     for kind in case.kinds(settings)
 ]
 SETTINGS = [settings for settings, kind in BY_KIND if kind == "sft"]
+ON_LORA = [settings for settings in SETTINGS if settings not in CASES[settings["type"]].not_lora]
 FAINT = [(name, kind) for name, kind in EACH if CASES[name].vanishing]
 
 
@@ -134,7 +135,8 @@ def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
 def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: dict[str, Any]) -> None:
     stage = Stage.model_validate({"name": "s", "data": {"rows": TASK_ROWS}, "methods": [settings]})
     (method,), data = fresh_methods(stage), lab.data(stage, TRAINING)
-    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, memory=lab.memory, record=lab.recorded)
+    ways = {"memory": lab.memory, "record": lab.recorded, "open_base": lab.model}
+    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, **ways)
     model, before = lab.model(CASES[settings["type"]].lora), torch.random.get_rng_state()
     method.prepare_data(data, info)
     method.prepare_model(model, info)
@@ -150,7 +152,8 @@ def test_vanishing_strength_leaves_the_policy_alone(lab: Lab, name: str) -> None
     with_it, plain = lab.stage([faint], "rft", **one), lab.stage(kind="rft", **one)
     assert distance(with_it.before, with_it.after) > 1e-4
     assert equal(with_it.after, plain.after)
-    assert not equal(with_it.after, lab.stage([CASES[name].settings], "rft", **one).after)
+    more = one | {"max_steps": 3}  # what holds weights where they start says nothing in the first step
+    assert not equal(lab.stage([case.settings], "rft", **more).after, lab.stage(kind="rft", **more).after)
 
 
 class ReferencePass(Method):
@@ -165,7 +168,7 @@ class ReferencePass(Method):
         return {}
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", ON_LORA, ids=str)
 def test_lora_with_a_reference_pass_moves_only_what_is_declared(lab: Lab, settings: dict[str, Any]) -> None:
     quiet = lab.stage([settings], lora=True)
     looked = lab.stage([settings], lora=True, extra=[ReferencePass()])

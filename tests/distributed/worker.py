@@ -20,13 +20,12 @@ STAGES: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
     "plain_rft": ([], "rft", False),
 }
 for _name, _case in CASES.items():
-    STAGES[f"{_name}_sft"] = ([_case.settings], "sft", False)
-    STAGES[f"{_name}_pretrain"] = ([_case.settings], "pretrain", False)
-    STAGES[f"{_name}_rft"] = ([_case.settings], "rft", False)
+    for _kind in _case.kinds(_case.settings):
+        STAGES[f"{_name}_{_kind}"] = ([_case.settings], _kind, _case.lora)
     STAGES[f"{_name}_lora"] = ([_case.settings], "sft", True)
-    for _i, _also in enumerate(_case.also):
-        STAGES[f"{_name}_also_{_i}"] = ([_also], "sft", False)
-STAGES["all_together"] = ([case.settings for case in CASES.values()], "sft", False)
+    for _i, _also in enumerate((*_case.also, *_case.not_rft, *_case.not_lora)):
+        STAGES[f"{_name}_also_{_i}"] = ([_also], "sft", _case.lora)
+STAGES["all_together"] = ([case.settings for case in CASES.values() if not case.lora], "sft", False)
 
 
 def main(folder: Path) -> None:

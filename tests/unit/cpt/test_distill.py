@@ -1,0 +1,99 @@
+"""Distillation: nothing at the start, the formula afterwards, and the same wherever the reference comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cpt import ConfigError, Stream
+from tests.contract.lab import TASK_ROWS, Lab, distance
+
+KL = {"type": "distill", "weight": 1.0, "top_k": 4096}  # all tokens: nothing is cut off
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_tokenizer: Any, tiny_llama: Any) -> Lab:
+    return Lab(tmp_path, tiny_tokenizer, tiny_llama)
+
+
+def logged(outcome: Any) -> list[float]:
+    return [line["distill/kl"] for line in outcome.lines if "distill/kl" in line]
+
+
+@pytest.mark.parametrize("how", [{}, {"reference": "weights"}, {"to": "average"}, {"direction": "reverse"}], ids=str)
+def test_at_the_start_nothing_is_lost(lab: Lab, how: dict[str, Any]) -> None:
+    found = logged(lab.stage([KL | how]))
+    assert abs(found[0]) < 1e-6
+    assert found[-1] > 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_likely_tokens_do_what_the_weights_do(lab: Lab, direction: str, temperature: float) -> None:
+    about = KL | {"direction": direction, "temperature": temperature}
+    cached, whole = lab.stage([about]), lab.stage([about | {"reference": "weights"}])
+    assert (cached.facts["methods"]["distill"]["reference"], whole.facts["methods"]["distill"]["reference"]) == (
+        "cached",
+        "weights",
+    )
+    assert distance(cached.after, whole.after) < 5e-4
+    assert logged(cached) == pytest.approx(logged(whole), rel=2e-2, abs=2e-5)
+
+
+def test_under_lora_the_base_is_the_model_without_its_adapter(lab: Lab) -> None:
+    switched, cached = lab.stage([KL], lora=True), lab.stage([KL | {"reference": "cached"}], lora=True)
+    assert switched.facts["methods"]["distill"]["reference"] == "adapter"
+    assert distance(switched.after, cached.after) < 5e-4
+    assert all("lora_" in name for name in switched.moved())
+
+
+def test_the_logged_divergence_is_the_formula(lab: Lab) -> None:
+    """After one step of plain SGD without the term's own weight: KL between the two models, on the rows of step two."""
+    sgd = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "max_steps": 2, "learning_rate": 0.5}
+    faint = lab.stage([KL | {"weight": 1e-30}], **sgd)
+    first = lab.stage(**(sgd | {"max_steps": 1}))
+    start, moved = lab.model(), lab.model()
+    moved.load_state_dict(first.after, strict=False)
+    rows = second_batch(lab)
+    total, count = 0.0, 0
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            p, q = (model(input_ids=ids).logits[0, :-1].log_softmax(1) for model in (start, moved))
+        learned = labels[1:] != -100
+        total += float((p.exp() * (p - q)).sum(1)[learned].sum())
+        count += int(learned.sum())
+    assert logged(faint)[1] == pytest.approx(total / count, rel=1e-3)
+
+
+def second_batch(lab: Lab) -> list[dict[str, Any]]:
+    from cpt.data.sampler import MixedSampler
+    from tests.contract.lab import TRAINING, configured
+
+    data = lab.data(configured([], "sft", TRAINING), TRAINING)
+    numbers = list(MixedSampler(data.sizes, {}, 4, 2, seed=11))[4:]
+    return [data.sources["task"].dataset[i] for i in numbers]
+
+
+def test_a_stronger_weight_keeps_the_model_nearer(lab: Lab) -> None:
+    ends = [logged(lab.stage([KL | {"weight": weight}], max_steps=12))[-1] for weight in (1e-6, 1.0, 10.0)]
+    assert ends[0] > ends[1] > ends[2]
+
+
+def test_an_average_follows(lab: Lab) -> None:
+    """With a quick average the reference is the model of a step ago, and the divergence stays small."""
+    start, quick = (
+        logged(lab.stage([KL | {"weight": 1e-6, **how}], max_steps=12))[-1]
+        for how in ({"to": "start", "reference": "weights"}, {"to": "average", "decay": 0.01})
+    )
+    assert quick < start / 4
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    raw = {"name": "s", "model": "tiny-world", "stages": [{"name": "a", "data": {"rows": TASK_ROWS}}]}
+    raw["stages"][0]["methods"] = [{"type": "distill", "to": "average", "reference": "cached"}]  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"methods\.0\.reference = 'cached': a moving average moves"):
+        Stream.parse(raw)
