@@ -160,16 +160,23 @@ def check_adapter(spec: ModelSpec, adapter: Adapter | None) -> None:
     Raises ConfigError: no such modules, LoRA on the head or on an embedding tied to it, tensors that the base has
     no place for, an adapter that was trained on another base.
     """
+    from cpt.adapters.lora import try_on_skeleton
+
+    try_on_skeleton(_skeleton(spec), _start(spec).adapters, adapter)
+
+
+def tensor_names(spec: ModelSpec) -> list[str]:
+    """Names of the base's parameters; takes no memory."""
+    return [name for name, _ in _skeleton(spec).named_parameters(remove_duplicate=False)]
+
+
+def _skeleton(spec: ModelSpec) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cpt.adapters.lora import try_on_skeleton
-
-    start = _start(spec)
     trust = {"trust_remote_code": spec.trust_remote_code}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(start.place, **trust), **trust)
-    try_on_skeleton(model, start.adapters, adapter)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_start(spec).place, **trust), **trust)
 
 
 def adapter_note(spec: ModelSpec) -> str | None:

@@ -13,7 +13,7 @@ from cpt.data.memory import Memory
 from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
 from cpt.inputs import Inputs, Say, StageInputs
-from cpt.methods.base import Method, StageInfo
+from cpt.methods.base import Method, StageInfo, named_tensors
 from cpt.models import (
     base_folder,
     check_adapter,
@@ -22,6 +22,7 @@ from cpt.models import (
     open_model,
     stands_on_base,
     starts_as_parent,
+    tensor_names,
 )
 from cpt.processes import Processes
 from cpt.progress import StageProgress
@@ -69,6 +70,9 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     if here.stage.adapter is not None:
         with _at(f"{place}.adapter"):
             check_adapter(stream.model, here.stage.adapter)
+    for i, method in enumerate(here.stage.methods):
+        if (patterns := getattr(method, "protected", [])) and method.active:
+            named_tensors(tensor_names(stream.model), patterns, f"{place}.methods.{i}.protected")
     _check_rewards(here, place)
     if training.get("packing") and (held := [m.type for m in here.stage.methods if m.active and "base" in m.needs]):
         raise ConfigError(

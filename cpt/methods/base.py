@@ -6,13 +6,15 @@ weights (`add` before `mask`), end of stage. The instance in the configuration i
 stage makes a fresh one from its fields, so state lives in private attributes and starts clean.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cpt.errors import DataError
 from cpt.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -48,10 +50,12 @@ class StageInfo:
     seed is the stage's own; `earlier` holds the rows that each stage before it trained on, as (name, rows), and
     `identities` what those stages are known by, `base` what the stream's base is; `parent` is the one of these that the
     stage starts from.
-    `batch_rows` is the size of the effective batch (per device x accumulation x ranks). `memory` is the folder for
+    `batch_rows` is the size of the effective batch (per device x accumulation x ranks), `epoch_steps` how many of them
+    go through the task's rows once. `memory` is the folder for
     what outlives a stage (`cpt.data.memory`). `losses(rows)` are the mean token losses of rows under the weights that
     the stage starts from. `record(model, rows, name, of=, who=)` gives what the stream's base, or those weights,
     compute on token rows (`cpt.data.activations`), recorded once per run; model is the one that `prepare_model` got.
+    `device` is what the stage trains on: a model is on it once a method has put it there, or the trainer.
     `adapters_off` says what the model is without its adapters: "base", "start", both or neither. `open_base()` loads
     the stream's base.
     """
@@ -62,6 +66,8 @@ class StageInfo:
     seed: int
     batch_rows: int
     world: int = 1
+    device: Any = "cpu"
+    epoch_steps: float = 0.0
     earlier: tuple[tuple[str, "Loaded"], ...] = ()
     identities: "Mapping[str, str]" = field(default_factory=dict)
     base: str = ""
@@ -96,6 +102,27 @@ def unknown_stages(wanted: object, earlier: Sequence[str]) -> list[tuple[str, st
     ]
 
 
+def named_tensors(names: Iterable[str], patterns: list[str], place: str) -> set[str]:
+    """Names of tensors that a pattern names: as a whole, or as parts of the dotted path (`layers.0`, `mlp`, `lm_head`).
+
+    Raises DataError for a pattern that none of them has.
+    """
+    found = {
+        pattern: {name for name in names if fnmatch(name, pattern) or f".{pattern}." in f".{name}."}
+        for pattern in patterns
+    }
+    if missing := [pattern for pattern, these in found.items() if not these]:
+        parts = sorted({".".join(name.split(".")[i:j]) for name in names for i, j in _spans(name)})
+        near = did_you_mean(missing[0], parts)
+        raise DataError(f"{place} = {missing[0]!r}: no tensor of the model is called so.{near}")
+    return set().union(*found.values())
+
+
+def _spans(name: str) -> list[tuple[int, int]]:
+    n = name.count(".") + 1
+    return [(i, j) for i in range(n) for j in range(i + 1, min(i + 3, n) + 1)]
+
+
 class Method(BaseModel):
     """Base class of every method. `type` is its name in YAML; the docstring heads its documentation page."""
 
@@ -119,6 +146,12 @@ class Method(BaseModel):
         ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at other weights: not under ZeRO-3 or
         FSDP)."""
         return frozenset()
+
+    @property
+    def edits(self) -> frozenset[str]:
+        """What it changes after the backward pass: "gradients", "weights", or "drops": it takes gradients away."""
+        hooks = {"gradients": "edit_gradients", "weights": "edit_weights"}
+        return frozenset(of for of, hook in hooks.items() if getattr(type(self), hook) is not getattr(Method, hook))
 
     def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
         """Problems as (field, sentence), with an effective batch of this size and the names of the stages before."""
@@ -181,4 +214,4 @@ HOOKS = frozenset(
     {"active", "check", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
-CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "absent"}
+CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent"}

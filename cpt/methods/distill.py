@@ -60,6 +60,11 @@ class Distill(Method):
         """Hidden states; rows known one by one, or the whole model."""
         return frozenset({"hidden", "whole" if self.to == "average" or self.reference == "weights" else "base"})
 
+    @property
+    def edits(self) -> frozenset[str]:
+        """Weights are looked at after a step for the average alone."""
+        return frozenset({"weights"}) if self.to == "average" else frozenset()
+
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Remember where the rows are: other methods may add some after this."""
         self._data = data

@@ -44,7 +44,7 @@ class EWC(Method):
     absent: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     _rows: Any = PrivateAttr(None)
-    _before: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)
+    _before: Any = PrivateAttr(None)
     _anchor: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)
     _fisher: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -73,45 +73,54 @@ class EWC(Method):
         self._before = self._of_the_stage_before(stage)
         known = dict(stage.earlier)
         names = list(known) if self.earlier == "all" else list(self.earlier or [])
-        if self.online is not None and self._before:
+        if self._before is not None:
             names = names[-1:]
         place = f"stages.{stage.name}.methods.{self.name}"
         parts = [data.load(known[name], f"{place}.earlier.{name}", self.rows) for name in names]
-        if self.general and not self._before:
+        if self.general and self._before is None:
             parts.append(data.load(self.general, f"{place}.general", self.rows))
         self._rows = joined(parts) if parts else None
 
+    def _of_the_stage_before(self, stage: StageInfo) -> Any:
+        """With `online` the entry of the memory by which the stage before held its weights, if it did."""
+        from cpt.data.computed import newest
+
+        if self.online is None or stage.memory is None or not stage.identities:
+            return None
+        *earlier, last = stage.identities
+        start = stage.identities[earlier[-1]] if earlier else stage.base
+        return newest(stage.memory, of="fisher", name=self.name, stage=last, parent=start)
+
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Take the Fisher information at the weights that the stage starts from, and keep both."""
-        from cpt.data.fisher import fisher
-        from cpt.data.memory import entry
+        from cpt.data.computed import about_rows, computed
 
         if self._rows is None:
             self._facts["note"] = "no earlier stage to hold"
             return model
         assert stage.memory is not None
+        model = model.to(stage.device)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        settings = {"fisher": self.fisher, "online": self.online, "parent": stage.parent, "stage": stage.name}
-        settings["tensors"] = hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest()
-        about = {"of": "fisher", "aggregate": True, "rows": list(self._rows.ids), **settings}
-        folder = entry(stage.memory, f"{self.name}-{stage.name}", about)
-        sampled = self.fisher == "true"
-        found = fisher(model, self._rows.dataset, folder, about, sampled=sampled, seed=stage.seed, add=self._before)
+        about = about_rows("fisher", self._rows, fisher=self.fisher, online=self.online, name=self.name)
+        about |= {"stage": stage.name, "parent": stage.parent, "seed": stage.seed}
+        about["shapes"] = {name: list(p.shape) for name, p in trained.items()}
+        about["rows"] += self._before.rows if self._before else []
+        found = computed(stage.memory, f"{self.name}-{stage.name}", about, lambda: self._information(model, stage))
         self._anchor = {name: p.detach().float().clone() for name, p in trained.items()}
         self._fisher = {name: found[name].to(p.device) for name, p in trained.items()}
-        self._facts |= {"rows": len(self._rows.dataset), "carried": bool(self._before)}
+        self._facts |= {"rows": len(self._rows.dataset), "carried": self._before is not None}
         return model
 
-    def _of_the_stage_before(self, stage: StageInfo) -> "dict[str, Tensor]":
-        """online x what the stage before held its weights by."""
-        from cpt.data.fisher import kept
+    def _information(self, model: "nn.Module", stage: StageInfo) -> "dict[str, Tensor]":
+        """F of the rows, and online x what the stage before used, where that has a tensor of the name and shape."""
+        from cpt.data.computed import tensors_of
+        from cpt.data.fisher import fisher
 
-        if self.online is None or stage.memory is None or not stage.identities:
-            return {}
-        names = list(stage.identities)
-        parent = stage.identities[names[-2]] if len(names) > 1 else stage.base
-        found = kept(stage.memory, f"{self.name}-{names[-1]}", names[-1], parent)
-        return {name: self.online * tensor for name, tensor in found.items()}
+        found = fisher(model, self._rows.dataset, sampled=self.fisher == "true", seed=stage.seed)
+        for name, tensor in (tensors_of(self._before) if self._before else {}).items():
+            if name in found and found[name].shape == tensor.shape:
+                found[name] += self.online * tensor.to(found[name].device)
+        return found
 
     def edit_gradients(self, gradients: "Tensors", stage: StageInfo) -> None:
         """Add strength x F x (weight - start)."""

@@ -1,6 +1,7 @@
 """Half fine-tuning: train half of the weights in a stage, keep the other half as they were.
 
-Paper: HFT, arXiv 2404.18466. Cost: no extra pass; gradient and optimizer state for the trained half only.
+Paper: HFT, arXiv 2404.18466. Cost: no extra pass; gradient and optimizer state for the trained half only (for both
+halves where a new one is drawn within a stage).
 """
 
 import re
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from cpt.methods.base import Method, StageInfo
+from cpt.methods.base import Method, StageInfo, named_tensors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from cpt.methods.step import Tensors
 
 
 class HFT(Method):
@@ -31,25 +34,66 @@ class HFT(Method):
     level: Literal["category", "layer", "model"] = Field("category", description="what is drawn")
     embeddings: Literal["trained", "frozen"] = Field("trained", description="frozen saves most where tied")
     head: Literal["trained", "frozen"] = Field("trained", description="follows the embeddings where tied")
+    resample: Literal["stage", "epoch"] = Field("stage", description="when a new half is drawn")
+    protected: list[str] = Field(
+        [], description="modules that are never trained, by name or pattern: lm_head, layers.0"
+    )
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
+    order: ClassVar[str] = "mask"
     owns_requires_grad: ClassVar[bool] = True
-    absent: ClassVar[dict[str, Any]] = {"ratio": 1.0, "embeddings": "trained", "head": "trained"}
+    absent: ClassVar[dict[str, Any]] = {"ratio": 1.0, "embeddings": "trained", "head": "trained", "protected": []}
 
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _inside: dict[str, int] = PrivateAttr(default_factory=dict)
+    _always: set[str] = PrivateAttr(default_factory=set)
+    _half: tuple[int, set[str]] = PrivateAttr((-1, set()))
+    _steps: int = PrivateAttr(0)
+
+    @property
+    def edits(self) -> frozenset[str]:
+        """Within a stage the optimizer holds both halves: the gradients of the one at rest are taken away."""
+        return frozenset({"drops"}) if self.resample == "epoch" else frozenset()
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Switch off the gradient of what is frozen, among what is trainable now (also inside PEFT)."""
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for name in named_tensors(trainable, self.protected, f"stages.{stage.name}.methods.hft.protected"):
+            trainable.pop(name).requires_grad_(False)
         sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in trainable.items()}  # ZeRO-3 holds pieces
         ends = _ends(model, trainable)
-        inside = {name: n for name, n in sizes.items() if name not in ends}
-        kept = choose_half(inside, self.ratio, self.level, np.random.default_rng([stage.seed, 404]))
-        kept |= {name for name, end in ends.items() if getattr(self, end) == "trained"}
+        self._inside = {name: n for name, n in sizes.items() if name not in ends}
+        self._always = {name for name, end in ends.items() if getattr(self, end) == "trained"}
+        kept = self._drawn(0, stage.seed) | self._always
+        moves = kept if self.resample == "stage" else set(self._inside) | self._always
         for name, parameter in trainable.items():
-            parameter.requires_grad_(name in kept)
-        self._report(sizes, {name: n for name, n in inside.items() if _place(name).layer is not None}, kept)
+            parameter.requires_grad_(name in moves)
+        self._report(sizes, {name: n for name, n in self._inside.items() if _place(name).layer is not None}, kept)
         return model
+
+    def _drawn(self, epoch: int, seed: int) -> set[str]:
+        """The half of what lies inside that an epoch trains."""
+        if self._half[0] != epoch:
+            key = [seed, 404, epoch] if epoch else [seed, 404]
+            self._half = epoch, choose_half(self._inside, self.ratio, self.level, np.random.default_rng(key))
+        return self._half[1]
+
+    def edit_gradients(self, gradients: "Tensors", stage: StageInfo) -> None:
+        """Leave this epoch's half to the optimizer; the other keeps its bits."""
+        kept = self._drawn(int(self._steps / stage.epoch_steps), stage.seed) | self._always
+        self._steps += 1
+        for name in {name for name, _ in gradients} - kept:
+            gradients.drop(name)
+
+    def state_dict(self) -> "dict[str, Tensor]":
+        """Optimizer steps done, which tell the epoch."""
+        import torch
+
+        return {"steps": torch.tensor(self._steps)} if self.resample == "epoch" else {}
+
+    def load_state_dict(self, state: "dict[str, Tensor]") -> None:
+        """Go on in that epoch."""
+        self._steps = int(state["steps"])
 
     def _report(self, sizes: dict[str, int], inside: dict[str, int], kept: set[str]) -> None:
         """sizes: everything trainable before; inside: what lies in layers, where the half is drawn."""
@@ -63,6 +107,8 @@ class HFT(Method):
             "trained_share_in_layers": sum(inside[name] for name in kept & set(inside)) / sum(inside.values()),
             "by_category": shares,
         }
+        if self.resample == "epoch":
+            self._facts["redrawn"] = "every epoch; the shares are the first one's"
         off = {category: share for category, share in shares.items() if abs(share - self.ratio) > 0.01}
         if off:
             said = ", ".join(f"{category} {share:.1%}" for category, share in off.items())

@@ -38,6 +38,7 @@ class L2SP(Method):
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Copy the anchor."""
+        model = model.to(stage.device)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         source: dict[str, Any] = trained
         if self.to == "base":

@@ -90,6 +90,10 @@ class Tensors:
         for name, tensor in self:
             tensor.copy_(change(name, tensor))
 
+    def drop(self, name: str) -> None:
+        """Take a gradient away: the optimizer passes the tensor over, without decay or momentum."""
+        self._parameters[name].grad = None
+
     def note(self, name: str, value: "Tensor") -> None:
         """Have a scalar, the same on every process, logged as `method/name`; several of a name are added."""
         self.noted[name] = self.noted.get(name, 0.0) + value.detach()

@@ -101,16 +101,17 @@ def refuse_edits(methods: Sequence[Method], args: Any) -> list[str]:
 
     args: transformers' TrainingArguments, made under the launcher. Returns sentences, [] if all is well.
     """
-    gradients = [method.type for method in methods if _overrides(method, "edit_gradients")]
-    weights = [method.type for method in methods if _overrides(method, "edit_weights")]
+    gradients, weights, drops = ([m.type for m in methods if of in m.edits] for of in ("gradients", "weights", "drops"))
     problems = []
     if args.fp16 and gradients:
         problems.append(_refused(gradients, "gradients", "fp16, which scales them", "use bf16 or float32"))
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        for kind, names in {"gradients": gradients, "weights": weights}.items():
+        for kind, names in {"gradients": gradients + drops, "weights": weights}.items():
             if names:
                 problems.append(_refused(names, kind, "FSDP, where it is untested", "use DDP or ZeRO-2"))
     plugin = args.deepspeed_plugin
+    if plugin is not None and drops:
+        problems.append(_refused(drops, "gradients", "DeepSpeed, whose optimizer holds all tensors as one", "use DDP"))
     return problems + (_under_deepspeed(plugin.hf_ds_config, gradients, weights) if plugin is not None else [])
 
 
@@ -134,10 +135,6 @@ def _under_deepspeed(config: Any, gradients: list[str], weights: list[str]) -> l
 
 def _refused(names: list[str], kind: str, where: str, instead: str) -> str:
     return f"methods: {', '.join(names)} edits {kind}, which cannot be done under {where}: {instead}, or leave it out"
-
-
-def _overrides(method: Method, hook: str) -> bool:
-    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def gather_weights(trainer: Any) -> dict[str, Any] | None:

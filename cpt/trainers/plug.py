@@ -68,8 +68,8 @@ class Seam:
         self._sampler, self._methods, self._stage, self._origins = sampler, methods, stage, tuple(origins)
         self._weighers = overriding(methods, "weigh_tokens")
         self._adders = overriding(methods, "loss_terms")
-        self._gradient_editors = _ordered(overriding(methods, "edit_gradients"))
-        self._weight_editors = _ordered(overriding(methods, "edit_weights"))
+        self._gradient_editors = _ordered([method for method in methods if method.edits & {"gradients", "drops"}])
+        self._weight_editors = _ordered([method for method in methods if "weights" in method.edits])
         self._armed = False
         self._captured: Any = None
         self._window: dict[str, float] = {}

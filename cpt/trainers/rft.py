@@ -8,7 +8,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,12 @@ def train(
     gives something that is no reward.
     """
     args: Any = grpo_config(training, session.checkpoints, stage.seed, rewarding.weights)
-    model = prepared(open_model, args, methods, stage)
     prompts = data.sources[TASK].dataset
     repeats = args.steps_per_generation * args.num_iterations
     accumulation = args.gradient_accumulation_steps
+    rounds_an_epoch = len(prompts) * args.num_generations / args.generation_batch_size
+    stage = replace(stage, epoch_steps=rounds_an_epoch * repeats / accumulation)
+    model = prepared(open_model, args, methods, stage)
     if args.max_steps <= 0:
         args.max_steps = math.ceil(rounds_for(args, len(prompts)) * repeats / accumulation)
     rounds = math.ceil(args.max_steps * accumulation / repeats)

@@ -108,6 +108,7 @@ def prepared(open_model: Callable[[], Any], args: Any, methods: Sequence[Method]
     """The model as the stage's methods want it, on the weights that the stage starts from."""
     deepspeed.meet(args)
     torch.manual_seed(stage.seed)
+    stage = replace(stage, device=args.device)
     if stage.record is not None:
         precision = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
         stage = replace(stage, record=partial(stage.record, precision=precision, device=args.device))

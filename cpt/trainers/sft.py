@@ -1,6 +1,7 @@
 """Train one sft or pretrain stage: rows to tokens, tokens to a plugged SFTTrainer, and back."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def train(
     for a stop: a checkpoint is then written. Raises as `train_to_end`.
     """
     args = sft_config(training, session.checkpoints, stage.seed)
+    task_rows = stage.batch_rows - sum(data.quotas.values())
+    stage = replace(stage, epoch_steps=data.pool / task_rows)
     model = prepared(open_model, args, methods, stage)
     _check_attention(model, args, training)
-    task_rows = stage.batch_rows - sum(data.quotas.values())
     if args.max_steps <= 0:
         args.max_steps = steps_for(args.num_train_epochs, data.pool, task_rows)
     trainer = plug(SFTTrainer, TokenSeam)(

@@ -53,6 +53,7 @@ CASES = {
         also=[
             {"type": "hft", "ratio": 0.5, "level": "layer", "embeddings": "frozen"},
             {"type": "hft", "ratio": 0.5, "level": "model", "head": "frozen"},
+            {"type": "hft", "ratio": 0.5, "resample": "epoch", "protected": ["layers.0.mlp"]},
         ],
     ),
     "distill": Case(

@@ -75,8 +75,7 @@ def test_the_fisher_of_a_model_is_that_of_its_own_labels(lab: Lab) -> None:
     rows = lab.data(_stage(), {}).load([_source()], "rows", None).dataset
 
     def of(**how: Any) -> torch.Tensor:
-        folder = lab.folder / f"{how}"
-        found = fisher(model, rows, folder, {"of": "fisher", "rows": []}, **how)
+        found = fisher(model, rows, **how)
         return torch.cat([one.flatten() for one in found.values()])
 
     one, two, own = of(sampled=True, seed=1), of(sampled=True, seed=1000), of(sampled=False, seed=1)
@@ -124,11 +123,11 @@ def test_online_carries_what_the_stage_before_held(tmp_path: Path) -> None:
     done = run(stream(tmp_path, online=0.5), say=lambda line: None)
     by_stage = {one.about["stage"]: one for one in Memory(done.path / "memory").entries()}
     assert sorted(by_stage) == ["last_letter", "sums"]  # before the first stage there is nothing to hold
-    first, second = (load_file(by_stage[name].folder / "fisher.safetensors") for name in ("last_letter", "sums"))
+    first, second = (load_file(by_stage[name].folder / "tensors.safetensors") for name in ("last_letter", "sums"))
     alone = run(stream(tmp_path / "alone"), say=lambda line: None)
     entries = {one.about["stage"]: one for one in Memory(alone.path / "memory").entries()}
     assert len(entries["sums"].rows) == 40  # of both stages, at the weights of now
-    assert len(by_stage["sums"].rows) == 20
+    assert len(by_stage["sums"].rows) == 40  # its own, and what is carried of the stage before's
     for name, tensor in second.items():
         assert (tensor >= 0.5 * first[name] - 1e-12).all()
     facts = [done.find(name).done()["facts"]["methods"]["ewc"] for name in ("reverse", "last_letter", "sums")]  # type: ignore[index]

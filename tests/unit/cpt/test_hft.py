@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cpt.methods.base import StageInfo
+from cpt import DataError
+from cpt.methods.base import StageInfo, named_tensors
 from cpt.methods.hft import HFT, choose_half
+from tests.contract.lab import GENERAL_ROWS, Lab, equal
 
 
 def llama_sizes(layers: int, hidden: int = 4096, kv: int = 1024, ffn: int = 14336) -> dict[str, int]:
@@ -144,3 +147,75 @@ def test_models_whose_q_k_v_share_a_tensor(name: str) -> None:
         if parameter_name.endswith(".bias"):  # a bias goes with its weight
             weight = parameter_name.removesuffix("bias") + "weight"
             assert (parameter_name in trained) == (weight in trained)
+
+
+EPOCH = {"type": "hft", "ratio": 0.5, "resample": "epoch"}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_tokenizer: Any, tiny_llama: Any) -> Lab:
+    return Lab(tmp_path, tiny_tokenizer, tiny_llama)
+
+
+def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {name for name, tensor in after.items() if not tensor.equal(before[name])}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_each_epoch_trains_its_own_half(lab: Lab, lora: bool) -> None:
+    """24 rows, 4 a step: an epoch is 6 steps. The half at rest keeps its bits under AdamW's decay and momentum."""
+    one, two, three = (lab.stage([EPOCH], max_steps=steps, lora=lora) for steps in (6, 12, 18))
+    first, second, third = moved(one.before, one.after), moved(one.after, two.after), moved(two.after, three.after)
+    inside = {name for name in two.after if ".layers." in name and (not lora or "lora_" in name)}
+    for half in (first, second, third):
+        sizes = {name: one.after[name].numel() for name in inside}
+        assert 0.4 < sum(sizes[name] for name in half & inside) / sum(sizes.values()) < 0.6
+    assert len({frozenset(half & inside) for half in (first, second, third)}) > 1
+    alone = lab.stage([EPOCH | {"resample": "stage"}], max_steps=6, lora=lora)
+    assert moved(alone.before, alone.after) == first  # the first epoch's half is the stage's
+
+
+def test_a_stage_resumed_in_its_second_epoch_goes_on_with_that_half(lab: Lab, tmp_path: Path) -> None:
+    whole = lab.stage([EPOCH], max_steps=12, dropout=0.2)
+    folder = tmp_path / "cut"
+    assert lab.stage([EPOCH], max_steps=12, dropout=0.2, folder=folder, stop_after=9).stopped
+    again = lab.stage([EPOCH], max_steps=12, dropout=0.2, folder=folder)
+    assert again.facts["resumed_from"] == "checkpoint-9"
+    assert equal(whole.after, again.after)
+
+
+@pytest.mark.parametrize("resample", ["stage", "epoch"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_what_is_protected_is_never_trained(lab: Lab, resample: str, lora: bool) -> None:
+    method = EPOCH | {"resample": resample, "protected": ["layers.0", "*.mlp.down_proj*"]}
+    replayed = {"type": "replay", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}}
+    done = lab.stage([method, replayed], max_steps=14, lora=lora)
+    touched = moved(done.before, done.after)
+    assert touched
+    assert not [name for name in touched if ".layers.0." in name or "down_proj" in name]
+
+
+def test_protecting_alone_is_no_absent_method(lab: Lab) -> None:
+    only = {"type": "hft", "ratio": 1.0, "protected": ["mlp"]}
+    done = lab.stage([only])
+    assert moved(done.before, done.after) == {name for name in done.after if ".mlp." not in name}
+
+
+def test_a_module_that_is_not_there_is_refused_with_the_nearest() -> None:
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"]
+    assert named_tensors(names, ["layers.1", "lm_head"], "p") == set(names[1:])
+    assert named_tensors(names, ["*q_proj*"], "p") == {names[1]}
+    with pytest.raises(DataError, match=r"stages\.0\.methods\.0\.protected = 'mpl'.*Did you mean 'mlp'"):
+        named_tensors(names, ["mpl"], "stages.0.methods.0.protected")
+
+
+def test_a_new_half_within_a_stage_is_refused_where_the_optimizer_holds_all_as_one() -> None:
+    from types import SimpleNamespace
+
+    from cpt.trainers.deepspeed import refuse_edits
+
+    config = SimpleNamespace(is_offload=lambda: False, is_zero3=lambda: False, get_value=lambda key: True)
+    args = SimpleNamespace(fp16=False, fsdp=None, deepspeed_plugin=SimpleNamespace(hf_ds_config=config))
+    said = " ".join(refuse_edits([HFT.model_validate(EPOCH)], args))
+    assert "hft edits gradients" in said
+    assert "hft" not in " ".join(refuse_edits([HFT()], args))
