@@ -48,7 +48,7 @@ def small(stream: Stream) -> list[str]:
     row = {"prompt": "Copy these letters: abc", "completion": "abc"}
     found = ["model=tiny-world"]
     for i, stage in enumerate(stream.stages):
-        rows = [{"text": "One morning a fox."}] * 20 if stage.kind == "pretrain" else [row] * 20
+        rows = [{"text": "One morning a fox."}] * 100 if stage.kind == "pretrain" else [row] * 20
         found += [f"stages.{i}.data={source(rows)}"]
         found += [f"stages.{i}.test={source([row])}"] if stage.test else []
         for key in stage.method_sources():

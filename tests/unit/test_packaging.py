@@ -125,14 +125,16 @@ def test_launch_file_starts_as_many_ranks_as_it_says(
     script.write_text(
         "from transformers import TrainingArguments\n"
         "import torch\n"
+        "from pathlib import Path\n"
         f"arguments = TrainingArguments(output_dir={str(tmp_path / 'out')!r}, use_cpu=True)\n"
-        "print(f'rank {arguments.process_index} of {arguments.world_size}', flush=True)\n"
+        f"said = Path({str(tmp_path)!r}, f'rank{{arguments.process_index}}.txt')\n"
+        "said.write_text(str(arguments.world_size))\n"
         "if torch.distributed.is_initialized():\n"
         "    torch.distributed.destroy_process_group()\n"
     )
     config = root / "launch" / "accelerate" / f"{name}.yaml"
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", config)
-    printed = run(*launch, "--main_process_port", "0", script, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert {line for line in printed.splitlines() if line.startswith("rank ")} == {
-        f"rank {rank} of {world}" for rank in range(world)
+    run(*launch, "--main_process_port", "0", script, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert {file.name: file.read_text() for file in tmp_path.glob("rank?.txt")} == {
+        f"rank{rank}.txt": str(world) for rank in range(world)
     }
