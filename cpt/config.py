@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from cpt import resources
-from cpt.adapters.spec import StageAdapter, adapter_problems
+from cpt.adapters.spec import StageAdapter, adapter_problems, not_new
 from cpt.data.spec import Name, Source, Sources, Strict, refuse
 from cpt.errors import ConfigError
 from cpt.explain import every_problem
@@ -170,6 +170,8 @@ class Stage(Strict):
             if self.kind not in method.kinds:
                 allowed = ", ".join(sorted(method.kinds))
                 found.append((("methods", i), method.type, f"does not work in a {self.kind} stage ({allowed})"))
+            if method.active and "adapter" in method.needs and (text := not_new(self.adapter)):
+                found.append((("methods", i), method.type, f"needs a new adapter beside the weights: {text}"))
         owners = [i for i, method in enumerate(self.methods) if method.owns_requires_grad]
         if len(owners) > 1:
             names = " and ".join(self.methods[i].type for i in owners)

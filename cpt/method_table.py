@@ -23,7 +23,7 @@ KINDS = ("pretrain", "sft", "rft")
 
 # What a method pays for a hook, from cheap to dear; "works" is what the seam calls it for.
 HOOKS = {
-    "prepare_data": "adds rows to every batch",
+    "prepare_data": "reads rows before the stage, or adds some to every batch",
     "prepare_model": "changes what is trained, once before a stage",
     "weigh_tokens": "weighs tokens in every micro-batch, no extra pass",
     "loss_terms": "adds to the loss of every micro-batch",
@@ -36,6 +36,12 @@ HOOKS = {
 REFUSED = {
     "edit_gradients": ("fp16", "FSDP", "DeepSpeed with offload"),
     "edit_weights": ("FSDP", "DeepSpeed with offload", "ZeRO-3"),
+}
+# What `cpt.train_stage` turns down for a need.
+NEEDS = {
+    "base": ("FSDP", "ZeRO-3", "packing"),
+    "whole": ("FSDP", "ZeRO-3"),
+    "adapter": ("full weights", "vLLM"),
 }
 
 
@@ -116,12 +122,21 @@ def describe(name: str, home: str, method: Any) -> MethodFacts:
         cost=_sentence(text, "Cost"),
         kinds=[kind for kind in KINDS if kind in method.kinds],
         hooks=hooks,
-        refused=sorted({launch for hook in hooks for launch in REFUSED.get(hook, ())}),
+        refused=sorted({where for hook in hooks for where in REFUSED.get(hook, ())} | _refused_for_needs(method)),
         owns_requires_grad=method.owns_requires_grad,
         absent=method.absent,
         fields=[_field(key, info) for key, info in method.model_fields.items() if key != "type"],
         page=f"docs/methods/{name}.md" if name in registry.OURS else None,
     )
+
+
+def _refused_for_needs(method: Any) -> set[str]:
+    """Where the method does not work as it is by default; a field without a default may be what decides."""
+    try:
+        needs = method.model_construct().needs
+    except AttributeError:
+        return set()
+    return {where for need in needs for where in NEEDS.get(need, ())}
 
 
 def _paragraphs(text: str) -> list[str]:

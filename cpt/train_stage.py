@@ -74,7 +74,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
         if (patterns := getattr(method, "protected", [])) and method.active:
             named_tensors(tensor_names(stream.model), patterns, f"{place}.methods.{i}.protected")
     _check_rewards(here, place)
-    if training.get("packing") and (held := [m.type for m in here.stage.methods if m.active and "base" in m.needs]):
+    if training.get("packing") and (held := _active_needing(here.stage, "base")):
         raise ConfigError(
             f"{place}.training.packing = true: {', '.join(held)} knows what the base computed of each row alone: "
             "leave packing out"
@@ -129,14 +129,24 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
-    if spread is not None and (held := [m.type for m in stage.methods if m.active and m.needs & {"base", "whole"}]):
+    if spread is not None and (held := _active_needing(stage, "base", "whole")):
         problems.append(
             f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} asks what the "
             "whole model computes: use DDP or ZeRO-2"
         )
+    if getattr(args, "use_vllm", False) and (held := _active_needing(stage, "adapter")):
+        problems.append(
+            f"training.use_vllm = true: vLLM would be given the adapter as it is before {held[0]} has finished the "
+            "stage: leave use_vllm out"
+        )
     forget(args)  # the base is measured first
     if problems:
         raise ConfigError(*problems)
+
+
+def _active_needing(stage: Stage, *needs: str) -> list[str]:
+    """Types of the stage's active methods that need one of these."""
+    return [method.type for method in stage.methods if method.active and method.needs & set(needs)]
 
 
 def _token_settings(stream: Stream, training: dict[str, Any]) -> "TokenSettings":

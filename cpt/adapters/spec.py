@@ -115,6 +115,17 @@ def stands_alone(lora: dict[str, Any]) -> str | None:
     return next((name for name in _ALONE if lora.get(name)), None)
 
 
+def not_new(adapter: Adapter | None) -> str | None:
+    """Why a stage's update is not B A of a LoRA whose B starts from zero, beside weights that stay; None if it is."""
+    if adapter is None or adapter.mode == "continue":
+        return "give the stage adapter: new or merge_then_new"
+    if more := stands_alone(adapter.lora):
+        return f"leave adapter.lora.{more} out"
+    if adapter.lora.get("init_lora_weights", True) not in (True, "gaussian"):
+        return "leave adapter.lora.init_lora_weights out"
+    return None
+
+
 def adapter_problems(stages: Sequence["Stage"], model: "ModelSpec") -> list[Problem]:
     """What does not hold together between the stages' adapters, the start's, and quantization.
 

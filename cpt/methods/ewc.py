@@ -5,7 +5,6 @@ before a stage one forward and one backward pass for each row of the Fisher info
 of the trained weights; elementwise work on them once per optimizer step.
 """
 
-import hashlib
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -53,7 +52,7 @@ class EWC(Method):
     def _data_for_the_fisher(self) -> "EWC":
         if self.active and not self.general and not self.earlier:
             refuse((("general",), None, "no rows for the Fisher information: give `general`, `earlier: all`, or both"))
-        if self.online is not None and not self.earlier:
+        if self.online is not None and self.earlier != "all":
             refuse((("online",), self.online, "goes from stage to stage: give `earlier: all`"))
         return self
 
@@ -119,7 +118,7 @@ class EWC(Method):
         found = fisher(model, self._rows.dataset, sampled=self.fisher == "true", seed=stage.seed)
         for name, tensor in (tensors_of(self._before) if self._before else {}).items():
             if name in found and found[name].shape == tensor.shape:
-                found[name] += self.online * tensor.to(found[name].device)
+                found[name] += (self.online or 0.0) * tensor.to(found[name].device)
         return found
 
     def edit_gradients(self, gradients: "Tensors", stage: StageInfo) -> None:

@@ -22,6 +22,7 @@ OURS = {
     "gere": "cpt.methods.gere:GeRe",
     "hft": "cpt.methods.hft:HFT",
     "l2_sp": "cpt.methods.l2_sp:L2SP",
+    "projection": "cpt.methods.projection:Projection",
     "replay": "cpt.methods.replay:Replay",
 }
 

@@ -75,4 +75,9 @@ CASES = {
         vanishing={"strength": 1e-30},
         not_lora=[{"type": "l2_sp", "strength": 0.5, "to": "base"}],
     ),
+    "projection": Case(
+        {"type": "projection", "general": {"rows": GENERAL_ROWS}},
+        lora=True,
+        also=[{"type": "projection", "general": {"rows": GENERAL_ROWS}, "energy": 0.9, "max_rank": 3}],
+    ),
 }

@@ -116,7 +116,7 @@ class Lab:
 
         self.runs += 1
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
-        config = configured(methods, kind, training)
+        config = configured(methods, kind, training, lora)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         about = {"parent": "start", "memory": self.memory, "record": self.recorded, "open_base": self.model}
         about["adapters_off"] = frozenset({"base", "start"} if lora else ())
@@ -134,6 +134,8 @@ class Lab:
         session = Session(folder or self.folder / f"stage{self.runs}", stop, lines.append)
         given = (lambda: model, self.tokenizer, data, info, active, training, session)
         trained = rewarded(given, reward, reference) if kind == "rft" else sft.train(*given)
+        for method in active if not trained.stopped else ():
+            method.finish_stage(trained.model, info)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
 
     def recorded(self, model: Any, rows: Any, name: str, *, of: str = "regions", who: str = "base", **how: Any) -> Any:
@@ -168,9 +170,10 @@ class Lab:
         return data
 
 
-def configured(methods: Sequence[Any], kind: str, training: dict[str, Any]) -> Stage:
+def configured(methods: Sequence[Any], kind: str, training: dict[str, Any], lora: bool = False) -> Stage:
     """A stage of the lab's rows, as a stream writes it."""
     fields = {"name": "lab", "kind": kind, "methods": list(methods), "training": training}
+    fields |= {"adapter": "new"} if lora else {}
     fields |= {"data": {"rows": TEXT_ROWS if kind == "pretrain" else TASK_ROWS}}
     return Stage.model_validate(fields | {"rewards": [f"{__name__}:vowels"] if kind == "rft" else []})
 
