@@ -10,6 +10,8 @@ from typing import Any
 from cpt.errors import RunDirError
 
 SEAL = "SEAL.json"
+# Of a checkpoint, what is of no use to another stage.
+OF_THE_STAGE = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "terms.json", "methods-*.safetensors")
 
 
 def file_hash(file: Path) -> str:
@@ -60,6 +62,24 @@ def seal(folder: Path) -> None:
     write_json(folder / SEAL, folder_hashes(folder))
 
 
+def keep_state(checkpoint: Path, target: Path) -> None:
+    """Copy what a later stage can start from out of a sealed checkpoint, all or nothing, and seal the copy.
+
+    That is the model, its tokenizer and the optimizer's state: not what belongs to the stage alone.
+    """
+    aside = target.with_name(f"{target.name}.partial")
+    for leftover in (aside, target):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(checkpoint, aside, ignore=shutil.ignore_patterns(SEAL, *OF_THE_STAGE))
+    seal(aside)
+    aside.rename(target)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` sealed checkpoints."""
     for path in _by_step(folder)[:-keep]:
@@ -83,6 +103,15 @@ def verify(folder: Path, hashes: dict[str, str], next_step: str) -> None:
         raise RunDirError(*problems)
 
 
+def verify_sealed(folder: Path, next_step: str) -> None:
+    """Raise RunDirError where a sealed folder is not there, or holds something else than when it was sealed."""
+    try:
+        hashes = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{folder / SEAL}: is missing or damaged ({error}). {next_step}") from error
+    verify(folder, hashes, next_step)
+
+
 def newest(folder: Path) -> Path | None:
     """The newest sealed checkpoint, verified; ones without a seal were cut off while written and are removed.
 
@@ -97,9 +126,5 @@ def newest(folder: Path) -> Path | None:
     best = sealed[-1]
     before = f"go on from {sealed[-2].name}" if len(sealed) > 1 else "start the stage again"
     advice = f"Delete {best} to {before}, then run the same command again."
-    try:
-        hashes = json.loads((best / SEAL).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunDirError(f"{best / SEAL}: is damaged ({error}). {advice}") from error
-    verify(best, hashes, advice)
+    verify_sealed(best, advice)
     return best

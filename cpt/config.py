@@ -30,6 +30,7 @@ from cpt.explain import every_problem
 from cpt.methods import registry
 from cpt.methods.base import Method
 from cpt.rewards.spec import StageReward, label
+from cpt.schedule import StageSchedule
 from cpt.suggest import did_you_mean
 from cpt.trainer_fields import check_shared, check_training, fitting
 
@@ -141,6 +142,9 @@ class Stage(Strict):
     kl: Annotated[KL, BeforeValidator(_as_kl, json_schema_input_type=str | KL)] = Field(
         KL(), description="rft: off, base or previous"
     )
+    schedule: StageSchedule | None = Field(
+        None, description="infinite: the next stage goes on from before this one's anneal; see docs/schedules.md"
+    )
     training: dict[str, Any] = Field(
         {}, description="any field of TRL's SFTConfig (rft: GRPOConfig); wins over the stream's"
     )
@@ -156,7 +160,7 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Stage":
-        found = self._method_problems() + self._reward_problems()
+        found = self._method_problems() + self._reward_problems() + self._schedule_problems()
         weighted = [source.weight is not None for source in self.data]
         if any(weighted) and not all(weighted):
             i = weighted.index(False)
@@ -191,6 +195,20 @@ class Stage(Strict):
             for i, name in enumerate(labels)
             if name in labels[:i]
         ]
+
+    def _schedule_problems(self) -> list[Problem]:
+        if self.schedule is None:
+            return []
+        place, word = ("schedule",), self.schedule.type
+        if self.kind == "rft":
+            return [(place, word, "means nothing in an rft stage, only in sft and pretrain")]
+        if self.adapter is not None:
+            return [(place, word, "goes on with the optimizer's state, which is of the full weights: drop the adapter")]
+        owners = [method.type for method in self.methods if method.owns_requires_grad and method.active]
+        if owners:
+            text = f"goes on with the optimizer's state, and {owners[0]} trains other tensors in each stage: keep one"
+            return [(place, word, text)]
+        return []
 
     def method_sources(self) -> dict[str, list[Source]]:
         """The sources that active methods name in their fields, by place: `methods.0.general` -> sources."""
@@ -280,6 +298,7 @@ class Retention(Strict):
     checkpoints: bool = Field(False, description="keep the trainer's checkpoints of finished stages")
 
 
+RATES = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
 GROUP_SIZE = 8  # completions per prompt: TRL's default of num_generations
 BATCH_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # TRL's
 
@@ -327,6 +346,11 @@ class Stream(Strict):
                 found.append((("training", name), value, "no stage of this stream has such an argument"))
         for i, stage in enumerate(self.stages):
             training = self.training_of(stage)
+            for key in RATES if stage.schedule else ():
+                if key in training:
+                    place = ("stages", i, "training", key) if key in stage.training else ("training", key)
+                    text = f"the schedule of stage {stage.name!r} decides the rate: leave it out there"
+                    found.append((place, training[key], text))
             if training.get("packing") and "max_length" in training and training["max_length"] is None:
                 place = ("stages", i, "training", "max_length")
                 found.append((place, None, "packing needs a length for its rows: give a number"))
@@ -465,7 +489,7 @@ def _apart(value: Any) -> Any:
 
 
 # Parts that one word may stand for -> the key that the word is the value of.
-SHORT = {"model": "path", "adapter": "mode", "kl": "to", "within": "every"}
+SHORT = {"model": "path", "adapter": "mode", "kl": "to", "within": "every", "schedule": "type"}
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

@@ -186,6 +186,8 @@ def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: 
             for i, reward in enumerate(stage.rewards)
         ]
         content["kl"] = stage.kl.model_dump() if stage.kl.to != "off" else None
+    if stage.schedule is not None:
+        content["schedule"] = stage.schedule.model_dump(mode="json")
     if stage.adapter is not None:
         content["adapter"] = stage.adapter.model_dump(mode="json")
     return digest(content)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cpt.checkpoints import write_json, write_text
+from cpt.checkpoints import verify_sealed, write_json, write_text
 from cpt.config import Stage, Stream
 from cpt.disk import readable_disk_errors, require_space
 from cpt.errors import RunDirError
@@ -27,6 +27,7 @@ from cpt.processes import Processes, readable_rank_errors, start
 from cpt.quiet import quiet
 from cpt.report.changes import changes
 from cpt.run_dir import Run, StageDir, digest
+from cpt.schedule import STATE, goes_on
 from cpt.signals import StopRequest, stop_requests
 from cpt.stability_gap import FILE as CURVE
 from cpt.train_stage import check_ahead, gathered, release, say_facts, train_stage
@@ -163,6 +164,7 @@ def _after(stream: Stream, run: Run, planned: list[Planned], here: Planned, pare
     for earlier in planned[1 : planned.index(here)]:
         if kept and earlier.folder.model not in needed:
             shutil.rmtree(earlier.folder.model, ignore_errors=True)
+            shutil.rmtree(earlier.folder.path / STATE, ignore_errors=True)
 
 
 def _make(
@@ -181,10 +183,11 @@ def _make(
     if stop():
         raise stop.error(f"before stage {here.name!r}")
     processes.on_main(lambda: _ready(stream, here, parent))
-    made = lineage(parent.model(stream), stream.model)
+    start = _start(stream, here, parent)
+    made = lineage(start, stream.model) + (", before its anneal" if start.name == STATE else "")
     say(f"[{here.index}/{len(stream.stages)}] {here.name}: {here.stage.kind} from {made}")
     began = time.perf_counter()
-    trained = train_stage(stream, inputs, here.index - 1, parent.model(stream), here.folder.path, say, stop, processes)
+    trained = train_stage(stream, inputs, here.index - 1, start, here.folder.path, say, stop, processes)
     if trained.stopped:
         raise stop.error(f"in stage {here.name!r}, with a checkpoint written")
     facts = trained.facts | {"seconds": round(time.perf_counter() - began, 3)}
@@ -203,9 +206,19 @@ def _make(
     say_facts(here.name, facts, say)
 
 
+def _start(stream: Stream, here: Planned, parent: Planned) -> Path:
+    """The weights that a stage starts from: the parent's, or what they were before its anneal."""
+    if parent.stage and here.stage and goes_on(parent.stage.schedule, here.stage.schedule):
+        return parent.folder.path / STATE
+    return parent.model(stream)
+
+
 def _ready(stream: Stream, here: Planned, parent: Planned) -> None:
     """The parent's weights are what was recorded, and there is room for what the stage writes."""
-    if parent.stage:
+    start = _start(stream, here, parent)
+    if start.name == STATE:
+        verify_sealed(start, f"Restore it, or delete {parent.folder.path} to train that stage again.")
+    elif parent.stage:
         parent.folder.verify_model()
     _require_space(stream, here)
 
@@ -218,6 +231,7 @@ def _require_space(stream: Stream, here: Planned) -> None:
     # One more than are kept: the older goes after the newer is sealed. A short stage writes one, if it is stopped.
     short = 0 < training.get("max_steps", 0) <= training.get("save_steps", 500)
     checkpoints = 1 if short else (training.get("save_total_limit") or 2) + 1
+    checkpoints += 1 if here.stage.schedule else 0  # what the stage was before its anneal
     require_space(here.folder.path, weights * (1 + 3 * checkpoints), f"stage {here.name!r}")
 
 
@@ -274,9 +288,14 @@ def _record(stream: Stream, here: StageInputs, parent: str) -> dict[str, Any]:
 def _refuse_lost_parent(planned: list[Planned]) -> None:
     """Raise RunDirError, before anything is renamed, when a stage to train starts from weights that were not kept."""
     for parent, here in pairwise(planned):
-        if not here.finished and parent.stage and parent.finished and not parent.folder.model.is_dir():
+        if here.finished or not parent.stage or not parent.finished or not here.stage:
+            continue
+        start = (
+            parent.folder.path / STATE if goes_on(parent.stage.schedule, here.stage.schedule) else parent.folder.model
+        )
+        if not start.is_dir():
             raise RunDirError(
-                f"{parent.folder.model}: stage {here.name!r} would start from these weights, which were not kept "
+                f"{start}: stage {here.name!r} would start from these weights, which were not kept "
                 "(retention.models: last). Use --new to run the stream again from the base."
             )
 

@@ -27,6 +27,7 @@ from cpt.models import (
 from cpt.processes import Processes
 from cpt.progress import StageProgress
 from cpt.rewards.spec import columns, label, resolve
+from cpt.schedule import STATE, goes_on
 
 if TYPE_CHECKING:
     from cpt.data.stage_data import StageData
@@ -129,6 +130,11 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
+    if stage.schedule is not None and (kind := "DeepSpeed" if args.deepspeed_plugin is not None else spread):
+        problems.append(
+            f"schedule = {stage.schedule.type!r}: {kind} keeps the optimizer's state in parts of its own form, which "
+            "another stage cannot go on from: use DDP, or an lr_scheduler_type that re-warms"
+        )
     if spread is not None and (held := _active_needing(stage, "base", "whole")):
         problems.append(
             f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} asks what the "
@@ -215,7 +221,8 @@ def train_stage(
         else:
             from cpt.trainers import sft
 
-            trained = sft.train(*about)
+            state = parent if parent.name == STATE else None
+            trained = sft.train(*about, here.stage.schedule, state)
     finally:
         progress.end()
     made = getattr(trained.model, "lineage", None)
@@ -321,6 +328,8 @@ def _named(here: StageInputs, sources: Sequence[Any]) -> Loaded:
 def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
     """What methods may know of stage `number` (from 0)."""
     here, before = inputs.stages[number], inputs.stages[:number]
+    schedules = [one.stage.schedule for one in inputs.stages[max(0, number - 1) : number + 1]]
+    start = before[-1].identity if before else inputs.base
     return StageInfo(
         index=number + 1,
         name=here.stage.name,
@@ -330,7 +339,7 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
         world=stream.world,
         earlier=tuple((one.stage.name, one.rows) for one in before),
         identities={one.stage.name: one.identity for one in before},
-        parent=before[-1].identity if before else inputs.base,
+        parent=f"{start}/{STATE}" if before and goes_on(*schedules) else start,
         base=inputs.base,
         stream_seed=stream.seed,
     )

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 
-from cpt.checkpoints import rotate, seal, write_json
+from cpt.checkpoints import rotate, seal, size_of, write_json
 from cpt.data.recording import backbone
 from cpt.errors import TrainingError
 from cpt.methods.base import HOOKS, Method, StageInfo, Term
 from cpt.methods.step import Step, Tensors
 from cpt.trainers.deepspeed import ShardedTensors, install
 from cpt.trainers.fsdp import local
+from cpt.trainers.rates import Rates
 from cpt.trainers.reference import head_of, look
 
 METHOD_STATE = "methods-{}.safetensors"
@@ -45,7 +46,7 @@ class Seam:
     """What a plugged trainer does beside TRL's own work; mixed in before the trainer's class.
 
     Takes four more keyword arguments: `sampler`, `methods` (active, in YAML order), `stage` (StageInfo) and
-    `origins` (names of the sources, the task first).
+    `origins` (names of the sources, the task first); and `rates`, where the stage has a schedule.
     """
 
     # Of the trainer beneath.
@@ -53,6 +54,8 @@ class Seam:
     model: Any
     accelerator: Any
     state: Any
+    optimizer: Any
+    lr_scheduler: Any
     current_gradient_accumulation_steps: int
     _metrics: Any
 
@@ -63,8 +66,10 @@ class Seam:
         methods: Sequence[Method],
         stage: StageInfo,
         origins: Sequence[str],
+        rates: Rates | None = None,
         **kwargs: Any,
     ) -> None:
+        self.rates = rates
         self._sampler, self._methods, self._stage, self._origins = sampler, methods, stage, tuple(origins)
         self._weighers = overriding(methods, "weigh_tokens")
         self._adders = overriding(methods, "loss_terms")
@@ -179,6 +184,18 @@ class Seam:
             self._metrics["train"][name].append(value)
         self._parts = {}
 
+    # ---- rates ------------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The stage's schedule in the place of the trainer's, and the state that it goes on with.
+
+        The trainer calls it once, with the optimizer as it will be, before it reads a checkpoint of this stage.
+        """
+        if self.rates is not None and self.lr_scheduler is None:
+            self.lr_scheduler = self.rates.scheduler(self.optimizer)
+            self.rates.go_on(self.optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+
     # ---- steps ----------------------------------------------------------------------------------------
 
     def _assert_trainable(self) -> None:
@@ -264,7 +281,9 @@ class Seam:
             self._save_own(folder)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             seal(folder)
-            self.bytes_written += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            self.bytes_written += size_of(folder)
+            if self.rates is not None:
+                self.bytes_written += self.rates.keep(folder)
             rotate(folder.parent, keep=self._keep_checkpoints)
         self.accelerator.wait_for_everyone()
 

@@ -138,6 +138,8 @@ def train_to_end(trainer: Any, methods: Sequence[Method], session: Session) -> T
         trainer.remove_callback(callback)
     _keep_tracked(trainer, session.folder)
     trainer.add_callback(_StageCallback(trainer, session, log))
+    if trainer.rates is not None and checkpoint is not None:
+        session.processes.on_main(lambda: trainer.rates.keep(checkpoint))  # a kill may have come between the two
     started = time.perf_counter()
     if session.watch is not None:
         session.watch.begin(trainer.args.max_steps, _step_of(checkpoint), spreads_weights(trainer.args))
@@ -253,7 +255,8 @@ class _StageCallback(TrainerCallback):
             control.should_save = False  # the finished model is committed next
             return
         self.stop_due = self.stop_due or self.should_stop()
-        self.save_due = self.save_due or control.should_save or self.stop_due
+        keep = self.trainer.rates is not None and state.global_step == self.trainer.rates.keep_after
+        self.save_due = self.save_due or control.should_save or self.stop_due or keep
         control.should_save = False
         if self.save_due and self.trainer.boundary(state.global_step):
             control.should_save, self.save_due = True, False

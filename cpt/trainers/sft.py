@@ -15,7 +15,9 @@ from cpt.data.tokens import TokenSettings
 from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo
 from cpt.methods.step import Step
+from cpt.schedule import Schedule
 from cpt.trainers.plug import Seam, plug
+from cpt.trainers.rates import Rates
 from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
 
 _TOKEN_FIELDS = (
@@ -53,11 +55,14 @@ def train(
     methods: Sequence[Method],
     training: dict[str, Any],
     session: Session,
+    schedule: Schedule | None = None,
+    goes_on_from: Path | None = None,
 ) -> Trained:
     """Run the stage in the session's folder, from its newest checkpoint if there is one.
 
     open_model gives the model as the stage's parent left it; it is called once the trainer's arguments exist,
-    for under ZeRO-3 they decide how weights are loaded. `stopped` of the outcome is true when the session asked
+    for under ZeRO-3 they decide how weights are loaded. goes_on_from: the folder that the schedule has the stage
+    start from, its optimizer's state included. `stopped` of the outcome is true when the session asked
     for a stop: a checkpoint is then written. Raises as `train_to_end`.
     """
     args = sft_config(training, session.checkpoints, stage.seed)
@@ -79,6 +84,7 @@ def train(
         methods=methods,
         stage=stage,
         origins=data.names,
+        rates=Rates(schedule, args.max_steps, session.folder, goes_on_from) if schedule else None,
     )
     return train_to_end(trainer, methods, session)
 
