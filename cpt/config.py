@@ -380,6 +380,9 @@ class Stream(Strict):
                 if stage.kind == "rft" and getattr(method, "ratio", None) == "shuffled":
                     text = "in an rft stage rows come on top of the completions, in a fixed share: give a number"
                     found.append(((*place, "ratio"), "shuffled", text))
+                if stage.kind == "rft" and getattr(method, "by", None) == "tokens":
+                    text = "in an rft stage nobody knows how many tokens a completion will have: leave it out"
+                    found.append(((*place, "by"), "tokens", text))
                 taken[name] = quota
         if not found and stage.kind != "rft" and sum(taken.values()) >= rows:
             shares = " + ".join(f"{name} {quota}" for name, quota in taken.items() if quota)

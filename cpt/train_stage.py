@@ -265,10 +265,11 @@ def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
     """What a stage's training is made of, in tokens of its rows. What an rft stage writes is not known ahead."""
     from cpt.within import Work
 
-    lengths = {name: _lengths(part) for name, part in data.sources.items()}
-    rows, added = stream.batch_rows(stage), sum(data.quotas.values())
-    left = rows if stage.kind == "rft" else rows - added
-    quotas = {name: data.quotas.get(name, left * size / data.pool) for name, size in data.sizes.items()}
+    lengths = {name: part.lengths() for name, part in data.sources.items()}
+    rows = stream.batch_rows(stage)
+    shares = data.rows_per_batch(rows)
+    left = rows if stage.kind == "rft" else rows - sum(shares.values())
+    quotas = {name: shares.get(name, left * size / data.pool) for name, size in data.sizes.items()}
     micro = (BATCH_DEFAULTS | stream.training_of(stage))["per_device_train_batch_size"]
     return Work(
         step=sum(float(part.mean()) * quotas[name] for name, part in lengths.items()),
@@ -276,14 +277,6 @@ def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
         forward=1 / 3 if stage.adapter is None else 1 / 2,
         shares=not str(stream.model.attn_implementation or "").startswith("flash"),
     )
-
-
-def _lengths(part: "TokenRows") -> Any:
-    """Tokens of every row."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.list_value_length(part.dataset.with_format("arrow")[:]["input_ids"]))
 
 
 def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[str, Any], place: str) -> "TokenRows":

@@ -6,7 +6,7 @@ exactly its shares. Row numbers follow from (seed, source, pass, step) alone; a 
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from cpt.data.stage_data import TASK
 
 
-def steps_for(epochs: float, task_rows: int, task_rows_per_batch: int) -> int:
+def steps_for(epochs: float, task_rows: int, task_rows_per_batch: float) -> int:
     """Optimizer steps in which every task row is seen `epochs` times (the last batch may see some once more)."""
     return max(1, math.ceil(epochs * task_rows / task_rows_per_batch))
 
@@ -24,15 +24,15 @@ class MixedSampler(Sampler[int]):
     """Rows of concatenated sources, `batch` at a time, each block with its quota of every added source.
 
     sizes:  rows per source, in concatenation order; the task first.
-    quotas: rows per block of sources that have a fixed share; the others are one pool, which takes the rest.
+    quotas: rows per block of sources that have a fixed share, floor(n x quota) in n blocks; the others are one pool,
+            which takes the rest.
     batch:  effective batch over devices, accumulation and ranks. Accelerate hands out consecutive
             micro-batches of it, so the block is the same on any number of ranks.
     """
 
-    def __init__(self, sizes: dict[str, int], quotas: dict[str, int], batch: int, steps: int, seed: int) -> None:
-        self.sizes, self.batch, self.steps, self.seed = sizes, batch, steps, seed
-        self.shares = {TASK: batch - sum(quotas.values())} | quotas
-        if self.shares[TASK] < 1 or TASK in quotas:
+    def __init__(self, sizes: dict[str, int], quotas: Mapping[str, float], batch: int, steps: int, seed: int) -> None:
+        self.sizes, self.batch, self.steps, self.seed, self.quotas = sizes, batch, steps, seed, dict(quotas)
+        if batch - sum(map(math.ceil, quotas.values())) < 1 or TASK in quotas:
             raise ValueError(f"quotas {quotas} leave no room for task rows in a batch of {batch}")
 
     def __len__(self) -> int:
@@ -40,21 +40,25 @@ class MixedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         places = self._places()
-        rows = {name: Turns(len(places[name]), self.seed, name) for name in self.shares}
+        rows = {name: Turns(len(places[name]), self.seed, name) for name in places}
         for step in range(self.steps):
-            block = [
-                places[name][rows[name][step * share + i]] for name, share in self.shares.items() for i in range(share)
-            ]
+            spans = zip(self._taken(step).items(), self._taken(step + 1).values(), strict=True)
+            block = [places[name][rows[name][place]] for (name, first), end in spans for place in range(first, end)]
             if len(self.sizes) > 1:  # rows of one origin must not gather in one micro-batch
                 block = [block[i] for i in generator(self.seed, "block", step).permutation(self.batch)]
             yield from block
+
+    def _taken(self, steps: int) -> dict[str, int]:
+        """Rows of each share in so many blocks; the pool's under the task's name."""
+        added = {name: math.floor(steps * quota + 1e-9) for name, quota in self.quotas.items()}
+        return {TASK: steps * self.batch - sum(added.values())} | added
 
     def _places(self) -> dict[str, Sequence[int]]:
         """Where the rows of each share stand in the concatenation; the pool under the task's name."""
         ends = dict(zip(self.sizes, accumulate(self.sizes.values()), strict=True))
         places = {name: range(ends[name] - size, ends[name]) for name, size in self.sizes.items()}
-        pool = [place for name in self.sizes if name not in self.shares or name == TASK for place in places[name]]
-        return {**{name: places[name] for name in self.shares if name != TASK}, TASK: pool}
+        pool = [place for name in self.sizes if name not in self.quotas for place in places[name]]
+        return {TASK: pool} | {name: places[name] for name in self.quotas}
 
 
 class GroupSampler(Sampler[int]):

@@ -1,5 +1,6 @@
 """Named sources of token rows and their exact share of every effective batch."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,27 +23,66 @@ class StageData:
             hashed before the first stage began.
     quotas: rows of each added source in every effective batch, exact through epoch ends and resume. A source
             without one is shuffled in among the task's rows.
+    token_shares: of added sources that have a share of the tokens instead.
     """
 
     load: Callable[[Sequence[Any] | Loaded, str, int | None], TokenRows]
     sources: dict[str, TokenRows] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
+    token_shares: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, rows: TokenRows, rows_per_batch: int | None) -> None:
+    def add(self, name: str, rows: TokenRows, rows_per_batch: int | None, share_of_tokens: float | None = None) -> None:
         """Add a source with exactly `rows_per_batch` of its rows in every effective batch; None: shuffled in.
 
-        Raises DataError for a second source of the name, and for fewer rows than a batch is to hold.
+        share_of_tokens: instead, so many rows that they hold this share of all tokens of a batch, on average over
+        rows and batches. Raises DataError for a second source of the name, and for fewer rows than a batch is to hold.
         """
         if name in self.sources:
             raise DataError(f"two methods of one stage add a source called {name!r}; list the method once")
-        if rows_per_batch is not None and rows_per_batch > len(rows.dataset):
-            raise DataError(
-                f"{name}: holds {len(rows.dataset)} rows, fewer than the {rows_per_batch} of every effective batch: "
-                "give more rows, or a smaller ratio"
-            )
         self.sources[name] = rows
         if rows_per_batch is not None:
+            self._refuse_short(name, rows_per_batch)
             self.quotas[name] = rows_per_batch
+        if share_of_tokens is not None:
+            self.token_shares[name] = share_of_tokens
+
+    def _refuse_short(self, name: str, rows_per_batch: float) -> None:
+        if rows_per_batch > (held := len(self.sources[name].dataset)):
+            raise DataError(
+                f"{name}: holds {held} rows, fewer than the {rows_per_batch:.4g} of every effective batch: "
+                "give more rows, or a smaller ratio"
+            )
+
+    def rows_per_batch(self, batch: int) -> dict[str, float]:
+        """Rows of each source with a share, in an effective batch of so many; not whole where the share is of tokens.
+
+        Raises DataError where they leave no room for the task.
+        """
+        if not self.token_shares:
+            return dict(self.quotas)
+        fixed, free = sum(self.quotas.values()), 1 - sum(self.token_shares.values())
+        if free <= 0:
+            raise self._no_room(batch)
+        mean = {name: float(rows.lengths().mean()) for name, rows in self.sources.items()}
+        in_pool = {name: size for name, size in self.sizes.items() if self._in_pool(name)}
+        pool = sum(mean[name] * size for name, size in in_pool.items()) / self.pool
+        # With T tokens in a batch: share x T of each, the pool what is left; rows are tokens over their mean length.
+        taken = sum(mean[name] * quota for name, quota in self.quotas.items())
+        rows_per_token = sum(share / mean[name] for name, share in self.token_shares.items()) + free / pool
+        tokens = (batch - fixed + taken / pool) / rows_per_token
+        found = self.quotas | {name: share * tokens / mean[name] for name, share in self.token_shares.items()}
+        if batch - sum(map(math.ceil, found.values())) < 1:
+            raise self._no_room(batch)
+        for name, rows in found.items():
+            self._refuse_short(name, rows)
+        return found
+
+    def _no_room(self, batch: int) -> DataError:
+        said = ", ".join(f"{name} {share:.2f}" for name, share in self.token_shares.items())
+        return DataError(
+            f"{said} of the tokens leave no room for task rows in an effective batch of {batch}: "
+            "lower their ratios, or take a larger batch"
+        )
 
     @property
     def names(self) -> list[str]:
@@ -57,7 +97,10 @@ class StageData:
     @property
     def pool(self) -> int:
         """Rows that an epoch goes through once: the task's, and what is shuffled in among them."""
-        return sum(size for name, size in self.sizes.items() if name not in self.quotas)
+        return sum(size for name, size in self.sizes.items() if self._in_pool(name))
+
+    def _in_pool(self, name: str) -> bool:
+        return name not in self.quotas and name not in self.token_shares
 
     def dataset(self) -> datasets.Dataset:
         """All sources one behind the other, each row with its `origin` and `row` number."""

@@ -45,6 +45,12 @@ class TokenRows:
     counts: dict[str, int] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
 
+    def lengths(self) -> Any:
+        """(rows,) tokens of every row, as numpy has it."""
+        import pyarrow.compute as pc
+
+        return np.asarray(pc.list_value_length(self.dataset.with_format("arrow")[:]["input_ids"]))
+
 
 def joined(parts: Sequence[TokenRows]) -> TokenRows:
     """Several token rows as one source, their counts added."""

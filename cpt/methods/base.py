@@ -158,7 +158,7 @@ class Method(BaseModel):
         return []
 
     def quotas(self, batch_rows: int) -> dict[str, int]:
-        """Rows of each source that `prepare_data` will add, in an effective batch of this size; 0: shuffled in."""
+        """Rows of each source that `prepare_data` will add, in an effective batch of this size; 0: no fixed number."""
         return {}
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:

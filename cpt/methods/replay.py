@@ -32,6 +32,9 @@ class Replay(Method):
 
     type: Literal["replay"] = "replay"
     ratio: float = Field(0.25, ge=0, lt=1, description="share of every effective batch; 0 switches it off")
+    by: Literal["rows", "tokens"] = Field(
+        "rows", description="what ratio is a share of: rows, exactly; tokens, on average over batches"
+    )
     general: Sources | None = Field(None, description="ordinary rows that stand for what the base can do")
     earlier: Literal["all"] | list[Name] | None = Field(None, description="stages whose rows to replay")
     select: Literal["random", "highest_loss", "lowest_loss", "reservoir", "balanced"] = Field(
@@ -78,13 +81,14 @@ class Replay(Method):
 
     def quotas(self, batch_rows: int) -> dict[str, int]:
         """The replayed rows, under this method's name."""
-        return {self.name: self._rows(batch_rows)} if self.active else {}
+        return {self.name: self._rows(batch_rows) if self.by == "rows" else 0} if self.active else {}
 
     def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
         """The share must be whole and leave room for the task; the stages to replay must come before."""
         if not self.active:
             return []
-        share = [("ratio", text) for text in whole_share(self.ratio, batch_rows)]
+        texts = whole_share(self.ratio, batch_rows) if self.by == "rows" else []
+        share = [("ratio", text) for text in texts]
         return share + unknown_stages(self.earlier, earlier)
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
@@ -99,8 +103,13 @@ class Replay(Method):
             self._facts["note"] = "no earlier stage to replay"
             return
         rows = joined(parts)
-        data.add(self.name, rows, self._rows(stage.batch_rows))
-        self._facts |= {"rows": len(rows.dataset), "rows_per_batch": self._rows(stage.batch_rows)}
+        self._facts["rows"] = len(rows.dataset)
+        if self.by == "tokens":
+            data.add(self.name, rows, None, share_of_tokens=self.ratio)
+            self._facts["share_of_tokens"] = self.ratio
+        else:
+            data.add(self.name, rows, self._rows(stage.batch_rows))
+            self._facts["rows_per_batch"] = self._rows(stage.batch_rows)
 
     def _earlier(self, stage: StageInfo) -> "list[Loaded]":
         """The rows of earlier stages within the budget, kept in the run's memory."""

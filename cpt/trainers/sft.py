@@ -66,7 +66,8 @@ def train(
     for a stop: a checkpoint is then written. Raises as `train_to_end`.
     """
     args = sft_config(training, session.checkpoints, stage.seed)
-    task_rows = stage.batch_rows - sum(data.quotas.values())
+    shares = data.rows_per_batch(stage.batch_rows)
+    task_rows = stage.batch_rows - sum(shares.values())
     stage = replace(stage, epoch_steps=data.pool / task_rows)
     model = prepared(open_model, args, methods, stage)
     _check_attention(model, args, training)
@@ -80,7 +81,7 @@ def train(
             tokenizer.pad_token_id, training.get("pad_to_multiple_of"), bool(training.get("packing"))
         ),
         processing_class=tokenizer,
-        sampler=MixedSampler(data.sizes, data.quotas, stage.batch_rows, args.max_steps, stage.seed),
+        sampler=MixedSampler(data.sizes, shares, stage.batch_rows, args.max_steps, stage.seed),
         methods=methods,
         stage=stage,
         origins=data.names,

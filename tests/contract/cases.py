@@ -36,6 +36,7 @@ CASES = {
         vanishing={"weight": 1e-30},
         adds=True,
         also=[{"type": "replay", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "weight": 0.3}],
+        not_rft=[{"type": "replay", "ratio": 0.4, "general": {"rows": GENERAL_ROWS}, "by": "tokens"}],
     ),
     "gere": Case(
         {"type": "gere", "ratio": 0.25, "general": {"rows": GENERAL_ROWS}, "keep": "margin", "weight": 3.0},

@@ -320,6 +320,7 @@ SECTIONS = {  # of config.md, or (page, heading)
     "Retention": "cpt.config:Retention",
     ("adapters.md", "Fields"): "cpt.adapters.spec:Adapter",
     ("rewards.md", "Rewards"): "cpt.rewards.spec:Reward",
+    ("schedules.md", "Fields"): "cpt.schedule:Schedule",
 }
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt.data.sampler import MixedSampler, steps_for
+from cpt.data.stage_data import StageData
+from cpt.data.tokens import TokenRows
+from cpt.errors import DataError
 
 
 def blocks(sampler: MixedSampler) -> list[list[int]]:
@@ -74,3 +80,48 @@ def test_rows_without_a_share_are_shuffled_in_once_an_epoch() -> None:
 def test_no_room_for_the_task_is_refused() -> None:
     with pytest.raises(ValueError, match="leave no room"):
         MixedSampler({"task": 5, "replay": 5}, {"replay": 4}, 4, 1, seed=0)
+
+
+def test_a_share_that_is_not_whole_is_held_over_blocks() -> None:
+    found = blocks(MixedSampler({"task": 40, "replay": 9}, {"replay": 1.3}, 8, 100, seed=0))
+    counts = [sum(n >= 40 for n in block) for block in found]
+    assert set(counts) == {1, 2}
+    assert all(abs(sum(counts[:n]) - 1.3 * n) < 1 for n in range(101))
+    assert all(len(block) == 8 for block in found)
+
+
+def test_a_share_of_tokens_is_that_of_the_tokens_drawn() -> None:
+    """Rows of unequal length, a fixed share beside it: within three standard errors, at as many rows a batch."""
+    make = np.random.default_rng(0)
+    lengths = {"task": make.integers(5, 60, 500), "fixed": make.integers(5, 9, 50), "old": make.integers(2, 20, 300)}
+    data = StageData(lambda *_: None)  # type: ignore[arg-type, return-value]
+    data.sources["task"] = of_lengths(lengths["task"])
+    data.add("fixed", of_lengths(lengths["fixed"]), 2)
+    data.add("old", of_lengths(lengths["old"]), None, share_of_tokens=0.3)
+    shares = data.rows_per_batch(32)
+    assert shares["fixed"] == 2
+    every, starts = np.concatenate(list(lengths.values())), {"task": 0, "fixed": 500, "old": 550}
+    tokens = [
+        (sum(every[n] for n in block if n >= starts["old"]), sum(every[n] for n in block))
+        for block in blocks(MixedSampler(data.sizes, shares, 32, 400, seed=0))
+    ]
+    old, whole = np.array(tokens).T
+    share = old.sum() / whole.sum()
+    error = np.std(old - 0.3 * whole) / np.sqrt(len(whole)) / whole.mean()
+    assert abs(share - 0.3) < 3 * error
+    assert error < 0.01
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "said"), [(0.999, 300, "leave no room for task rows"), (0.5, 4, "holds 4 rows, fewer than the")]
+)
+def test_a_share_of_tokens_that_cannot_be_is_refused(share: float, rows: int, said: str) -> None:
+    data = StageData(lambda *_: None)  # type: ignore[arg-type, return-value]
+    data.sources["task"] = of_lengths(np.full(50, 10))
+    data.add("old", of_lengths(np.full(rows, 10)), None, share_of_tokens=share)
+    with pytest.raises(DataError, match=said):
+        data.rows_per_batch(16)
+
+
+def of_lengths(lengths: Any) -> TokenRows:
+    return TokenRows(datasets.Dataset.from_dict({"input_ids": [[1] * int(n) for n in lengths]}))
