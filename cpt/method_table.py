@@ -42,6 +42,7 @@ NEEDS = {
     "base": ("FSDP", "ZeRO-3", "packing"),
     "whole": ("FSDP", "ZeRO-3"),
     "adapter": ("full weights", "vLLM"),
+    "own passes": ("DeepSpeed", "FSDP"),
 }
 
 

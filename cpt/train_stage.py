@@ -130,15 +130,21 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
-    if stage.schedule is not None and (kind := "DeepSpeed" if args.deepspeed_plugin is not None else spread):
+    wrapped = "DeepSpeed" if args.deepspeed_plugin is not None else spread
+    if stage.schedule is not None and wrapped:
         problems.append(
-            f"schedule = {stage.schedule.type!r}: {kind} keeps the optimizer's state in parts of its own form, which "
+            f"schedule = {stage.schedule.type!r}: {wrapped} keeps the optimizer's state in parts of its own form, which "
             "another stage cannot go on from: use DDP, or an lr_scheduler_type that re-warms"
         )
     if spread is not None and (held := _active_needing(stage, "base", "whole")):
         problems.append(
             f"training: {spread} leaves each process a part of every weight, and {', '.join(held)} asks what the "
             "whole model computes: use DDP or ZeRO-2"
+        )
+    if wrapped and (held := _active_needing(stage, "own passes")):
+        problems.append(
+            f"training: under {wrapped} the model runs in the trainer's passes alone, and {', '.join(held)} takes some "
+            "of its own: use DDP"
         )
     if getattr(args, "use_vllm", False) and (held := _active_needing(stage, "adapter")):
         problems.append(

@@ -144,7 +144,8 @@ class Method(BaseModel):
     def needs(self) -> frozenset[str]:
         """What it takes beside its hooks: "hidden" (Step.hidden and Step.head), "base" (StageInfo.record: not under
         ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at other weights: not under ZeRO-3 or
-        FSDP), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with vLLM)."""
+        FSDP), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with vLLM), "own passes"
+        (the model is run between the trainer's passes: not under DeepSpeed or FSDP)."""
         return frozenset()
 
     @property

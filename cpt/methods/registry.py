@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cpt.methods.base import Method
 
 OURS = {
+    "a_gem": "cpt.methods.a_gem:AGEM",
     "distill": "cpt.methods.distill:Distill",
     "ewc": "cpt.methods.ewc:EWC",
     "gere": "cpt.methods.gere:GeRe",

@@ -85,6 +85,10 @@ class Tensors:
         """The weight that a gradient is of, for reading."""
         return self._parameters[name].data
 
+    def parameter(self, name: str) -> "Tensor":
+        """The trainable tensor itself, to differentiate by."""
+        return self._parameters[name]
+
     def map(self, change: Callable[[str, "Tensor"], "Tensor"]) -> None:
         """Replace every tensor by `change(name, tensor)`, in place."""
         for name, tensor in self:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cpt.methods import registry
-from tests.contract.lab import GENERAL_ROWS
+from tests.contract.lab import GENERAL_ROWS, TASK_ROWS
 
 KINDS = ("sft", "pretrain", "rft")
 
@@ -30,7 +30,14 @@ class Case:
         return [kind for kind in KINDS if kind in kinds and not (kind == "rft" and settings in self.not_rft)]
 
 
+# Other answers to the task's prompts: what is learned of one is lost of the other.
+CONTRARY_ROWS = [{"prompt": row["prompt"], "completion": "q q q x x x"} for row in TASK_ROWS[:10]]
+
 CASES = {
+    "a_gem": Case(
+        {"type": "a_gem", "rows": 4, "general": {"rows": CONTRARY_ROWS}},
+        also=[{"type": "a_gem", "rows": 20, "general": {"rows": CONTRARY_ROWS}}],
+    ),
     "replay": Case(
         {"type": "replay", "ratio": 0.5, "general": {"rows": GENERAL_ROWS}},
         vanishing={"weight": 1e-30},
