@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cpt.command import as_command
     from cpt.config import EvalSource, Evaluation, Retention, Source, Stage, Stream
     from cpt.errors import ConfigError, CptError, DataError, RunDirError, Stopped, TrainingError
     from cpt.methods.base import Method
@@ -29,6 +30,7 @@ _HOME = {
     "Method": "cpt.methods.base",
     "Run": "cpt.run_dir",
     "run": "cpt.stream",
+    "as_command": "cpt.command",
     "summarize": "cpt.report.summary:text",
     "write_report": "cpt.report.page:write",
     "CptError": "cpt.errors",
@@ -55,6 +57,7 @@ __all__ = [
     "Stream",
     "TrainingError",
     "__version__",
+    "as_command",
     "run",
     "summarize",
     "write_report",

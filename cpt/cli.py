@@ -7,13 +7,13 @@ not a number, a full disk; 75 stopped by SIGTERM, 130 by Ctrl-C: the same comman
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt.errors import ConfigError, CptError, RunDirError, TrainingError
+from cpt.command import as_command
+from cpt.errors import ConfigError, RunDirError, TrainingError
 from cpt.terminal import speaking
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def validate(
     raw = read_raw(stream, overrides)
     refuse_sweep(raw, stream)
     parsed = examine(raw)
-    typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {len(parsed.stages)} stages, nothing wrong")
+    typer.echo(parsed.to_yaml() if resolved else f"{parsed.name}: {_counted(parsed.stages)}, nothing wrong")
     for name in unchecked(parsed):
         typer.echo(f"not checked, a name on the Hub: {name}")
 
@@ -261,6 +261,7 @@ def cp(
 
     written = recipe_book.copy(recipe, target, force)
     typer.echo(f"wrote {written}; edit it, then: {recipe_book.next_step(written)}")
+    typer.echo("runs of one `name:` go on where the last one stopped: give the copy a name of its own")
 
 
 @app.command()
@@ -321,6 +322,10 @@ def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:
     _show(done.path)
 
 
+def _counted(stages: list[Any]) -> str:
+    return f"{len(stages)} stage{'s' * (len(stages) != 1)}"
+
+
 def _show(path: Path) -> None:
     from cpt.report.summary import text
 
@@ -330,44 +335,8 @@ def _show(path: Path) -> None:
 
 
 def main() -> None:
-    """Entry point: problems become lines on standard error and an exit code."""
-    code = _exit_code()
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        _part(code)
-    sys.exit(code)
-
-
-def _exit_code() -> int:
-    try:
-        app()
-    except CptError as error:
-        for problem in () if error.elsewhere else error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _stopped_at_once()
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of a KeyboardInterrupt, without a word
-            return _stopped_at_once()
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-def _stopped_at_once() -> int:
-    print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
-    return 130
-
-
-def _part(code: int) -> None:
-    """Leave the other processes of a launch without the interpreter's own end: a thread of gloo may abort that."""
-    import torch.distributed as dist
-
-    if code == 0 and dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """Entry point."""
+    as_command(app)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from cpt.rewards.spec import StageReward, label
 from cpt.schedule import StageSchedule
 from cpt.suggest import did_you_mean
 from cpt.trainer_fields import check_shared, check_training, fitting
+from eval_harness import strict_yaml
 
 Kind = Literal["sft", "pretrain", "rft"]
 Group = Literal["task", "general"]
@@ -95,9 +96,13 @@ def _method(value: Any) -> Method:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise PydanticCustomError("cpt", "must be a method's name or a mapping with its name under 'type'")
     try:
-        found = registry.find(value["type"])
+        found: Any = registry.find(value["type"])
     except registry.UnknownMethod as error:
         refuse((("type",), value["type"], str(error)))
+    except (Exception, SystemExit) as error:  # the code of another package
+        refuse((("type",), value["type"], f"cannot be imported: {type(error).__name__}: {error}"))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        refuse((("type",), value["type"], f"{registry.homes()[value['type']]} is no subclass of cpt.Method"))
     return found.model_validate(value)
 
 
@@ -468,7 +473,7 @@ def read_raw(path: str | os.PathLike[str], overrides: list[str] | None = None) -
     """The YAML file as a mapping, overrides applied, not validated yet. Raises ConfigError."""
     file = resources.find_recipe(os.fspath(path))
     try:
-        raw = _apart(yaml.safe_load(file.read_text(encoding="utf-8")))
+        raw = _apart(strict_yaml.load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):

@@ -42,19 +42,7 @@ class Plan:
         cls, sources: dict[str, tuple[Group, EvalSource, Loaded, Loaded | None]], evaluation: Evaluation, tokenizer: Any
     ) -> "Plan":
         """The plan of a stream; raises DataError when a measure or the tokenizer does not fit a set's rows."""
-        sets = {
-            name: EvalSet(
-                name,
-                loaded.rows,
-                tuple(source.measures) if source.measures else None,
-                group,
-                exact_match=source.exact_match,
-                prompting=_prompting(source, evaluation),
-                generation=Generation(**source.generate.model_dump() | {"stop": tuple(source.generate.stop)}),
-                fewshot=shots.rows if shots else [],
-            )
-            for name, (group, source, loaded, shots) in sources.items()
-        }
+        sets = {name: eval_set(name, *source, evaluation) for name, source in sources.items()}
         _check(sets, tokenizer)
         ids = {name: digest([set_definition(one, tokenizer), SCHEMA_VERSION]) for name, one in sets.items()}
         return cls(sets, ids, evaluation.batch_tokens)
@@ -67,6 +55,22 @@ class Plan:
     def rows(self) -> dict[str, list[Row]]:
         """Set -> its rows."""
         return {name: part.rows for name, part in self.sets.items()}
+
+
+def eval_set(
+    name: str, group: Group, source: EvalSource, loaded: Loaded, shots: Loaded | None, evaluation: Evaluation
+) -> EvalSet:
+    """What a source of the stream is to the harness, its rows and shots read."""
+    return EvalSet(
+        name,
+        loaded.rows,
+        tuple(source.measures) if source.measures else None,
+        group,
+        exact_match=source.exact_match,
+        prompting=_prompting(source, evaluation),
+        generation=Generation(**source.generate.model_dump() | {"stop": tuple(source.generate.stop)}),
+        fewshot=shots.rows if shots else [],
+    )
 
 
 def _prompting(source: EvalSource, evaluation: Evaluation) -> Prompting:

@@ -156,7 +156,11 @@ def _step_into(raw: Any, part: Any) -> Any:
 
 def _method_class(raw: Any) -> type[BaseModel] | None:
     name = raw if isinstance(raw, str) else raw.get("type") if isinstance(raw, dict) else None
-    return registry.find(name) if name in registry.homes() else None
+    try:
+        found = registry.find(name) if name in registry.homes() else None
+    except (Exception, SystemExit):  # the code of another package; the problem itself is told elsewhere
+        return None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

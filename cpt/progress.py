@@ -33,7 +33,7 @@ class StageProgress:
             self.steps, self.first, self.began = steps, step, self.clock()
         self.reached = step
         if moving := getattr(self.say, "moving", None):
-            moving(self.name, step, self.steps, "  ".join(part for part in (self.values, self._left()) if part))
+            moving(self.name, step, self.steps, self.values, self._left())
 
     def log(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ class StageDir:
         verify(self.model, hashes, step)
 
 
+def _others(path: Path, most: int = 8) -> str:
+    """What a user may have meant: names of the runs beside it, or in `runs` where a bare name was given."""
+    home = path.parent if len(path.parts) > 1 else Path("runs")
+    names = {(_read(file) or {}).get("name") for folder in {path.parent, home} for file in folder.glob("*/run.json")}
+    known = sorted(name for name in names if name)
+    if near := get_close_matches(path.name, known, n=1):
+        return f" Did you mean {home / near[0]}?"
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return f" Runs there: {', '.join(str(home / name) for name in known[:most])}{more}." if known else ""
+
+
 class Run:
     """A run directory, opened: `Run(path)`; made by `Run.create`, found by `Run.newest`."""
 
@@ -139,9 +151,7 @@ class Run:
             return cls(path)
         found = cls.newest(path.parent, path.name)
         if found is None:
-            near = sorted(str(run.parent) for run in path.parent.glob("*/run.json"))
-            known = f" Runs there: {', '.join(near)}." if near else ""
-            raise RunDirError(f"{path}: no run directory, and no run of that name beside it.{known}")
+            raise RunDirError(f"{path}: no run directory, and no run of that name beside it.{_others(path)}")
         return found
 
     def stage(self, index: int, name: str) -> StageDir:
@@ -154,10 +164,10 @@ class Run:
         return [StageDir(path) for path in sorted(found, key=lambda path: int(path.name.partition("_")[0]))]
 
     def find(self, stage: str) -> StageDir:
-        """A stage by number or name. Raises RunDirError naming what there is."""
+        """A stage by number, name or folder. Raises RunDirError naming what there is."""
         for folder in self.stages():
             number, _, name = folder.path.name.partition("_")
-            if stage == name or (stage.isdigit() and int(stage) == int(number)):
+            if stage in (name, folder.path.name) or (stage.isdigit() and int(stage) == int(number)):
                 return folder
         known = ", ".join(folder.path.name for folder in self.stages())
         raise RunDirError(f"{self.path}: has no stage {stage!r}; it has {known}")

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -30,6 +30,7 @@ from cpt.run_dir import Run, StageDir, digest
 from cpt.schedule import STATE, goes_on
 from cpt.signals import StopRequest, stop_requests
 from cpt.stability_gap import FILE as CURVE
+from cpt.terminal import speaking
 from cpt.train_stage import check_ahead, gathered, release, say_facts, train_stage
 
 
@@ -62,15 +63,19 @@ def run(
     *,
     new: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
-    say: Say = print,
+    say: Say | None = None,
 ) -> Run:
     """Run a stream to its end, or go on with the newest run of its name as far as identities agree.
 
-    new: start another run directory. run_dir: go on in this one. say: receives progress, a line at a time.
+    new: start another run directory. run_dir: go on in this one. say: receives progress, a line at a time; by default
+    it is shown as `cpt run` shows it, with a moving line on a terminal and the time of day in a file.
     Returns the Run. Raises ConfigError and DataError before anything is trained, RunDirError for a directory
     of another stream, TrainingError, and Stopped when a signal asked for it (the same call goes on later).
     """
-    with _working(stream, stream.output_dir, say, stream.processes) as (processes, say, stop):
+    with (
+        speaking() if say is None else nullcontext(say) as told,
+        _working(stream, stream.output_dir, told, stream.processes) as (processes, say, stop),
+    ):
         inputs = processes.together(lambda: read_inputs(stream, say))
         if note := adapter_note(stream.model):
             say(note)

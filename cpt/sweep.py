@@ -60,6 +60,10 @@ class Sweep(Strict):
     def _names_are_free(self) -> "Sweep":
         taken = [name for name in self.over.methods if name in ("sequential", "joint", "specialist", "own")]
         refuse(*((("over", "methods", name), name, "is a baseline's name: take another") for name in taken))
+        for key in ("learning_rate", "seed"):
+            values = getattr(self.over, key)
+            twice = [i for i, value in enumerate(values) if value in values[:i]]
+            refuse(*((("over", key, i), values[i], "is there twice: each value is a run") for i in twice))
         return self
 
     @classmethod
@@ -205,8 +209,9 @@ def run_sweep(planned: Sequence[Planned], folder: Path, say: Say) -> dict[str, s
             run(one.stream, say=say)
         except Stopped:
             raise
-        except CptError as error:
-            failed[one.stream.name] = "; ".join(error.problems)
+        except Exception as error:  # one run's end is not the sweep's
+            said = error.problems if isinstance(error, CptError) else (f"{type(error).__name__}: {error}",)
+            failed[one.stream.name] = "; ".join(said)
             say(f"failed: {failed[one.stream.name]}")
         _keep(planned, failed, folder)
     return failed
@@ -215,10 +220,16 @@ def run_sweep(planned: Sequence[Planned], folder: Path, say: Say) -> dict[str, s
 def outcome(one: Planned) -> Outcome:
     """Whether a run has every stage trained and measured, by its files."""
     found = newest(one)
-    if found is None:
+    if found is None or not _is_of(found, one.stream):
         return "to do"
     done = [stage for stage in found.stages() if stage.eval_done() is not None]
     return "done" if len(done) == len(one.stream.stages) + 1 else "to do"
+
+
+def _is_of(found: Run, stream: Stream) -> bool:
+    """Whether a run was made from the stream as it is now: another version's scores are of other settings."""
+    file = found.path / "stream.yaml"
+    return file.is_file() and file.read_text(encoding="utf-8") == stream.to_yaml()
 
 
 def newest(one: Planned) -> Run | None:

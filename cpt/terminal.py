@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TextIO
 
+BAR, NAME = 8, 24  # columns of the moving line's bar, and of its name at most
 STYLES = {"better": "green", "worse": "red", "head": "bold"}
 
 
@@ -58,16 +59,16 @@ class Terminal:
             text = Text("\n".join(_wrapped(line, self.console.width)))
         self.console.print(text, soft_wrap=True)
 
-    def moving(self, name: str, done: int, total: int, text: str) -> None:
-        """Show how far something is; drawn at most four times a second."""
+    def moving(self, name: str, done: int, total: int, text: str, left: str = "") -> None:
+        """Show how far something is; drawn at most four times a second. left: stands behind the text in any case."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
         from rich.table import Column
 
         if self.bar is None:
-            # The name and the bar give way on a narrow terminal; numbers stay.
+            # The text gives way on a narrow terminal; name, share, steps and time left stay.
             columns = (
-                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=2)),
-                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=BAR)),
                 TaskProgressColumn(show_speed=False),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, justify="right")),
@@ -76,7 +77,9 @@ class Terminal:
             self.bar.add_task(name, total=total, text=text)
             self.bar.start()
             self.drawn = 0.0
-        self.bar.update(self.bar.task_ids[0], description=name, completed=done, total=total, text=text)
+        given = min(len(name), NAME) + BAR + len(f"100% {total}/{total}  {left}") + 6
+        said = "  ".join(part for part in (_cut(text, self.console.width - given), left) if part)
+        self.bar.update(self.bar.task_ids[0], description=_cut(name, NAME), completed=done, total=total, text=said)
         if (now := self.console.get_time()) - self.drawn >= 0.25:
             self.drawn = now
             self.bar.refresh()
@@ -86,6 +89,16 @@ class Terminal:
         bar, self.bar = self.bar, None
         if bar is not None:
             bar.stop()
+
+
+def _cut(text: str, room: int) -> str:
+    """The text, or as many of its whole parts (two spaces between them) as there is room for."""
+    if len(text) <= room:
+        return text
+    parts = text.split("  ")
+    while parts and len("  ".join(parts)) + 3 > room:
+        parts.pop()
+    return "  ".join([*parts, "\u2026"]) if parts else text[: max(0, room - 1)] + "\u2026" * (room > 0)
 
 
 def _wrapped(line: str, width: int) -> list[str]:

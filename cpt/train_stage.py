@@ -133,8 +133,8 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
     wrapped = "DeepSpeed" if args.deepspeed_plugin is not None else spread
     if stage.schedule is not None and wrapped:
         problems.append(
-            f"schedule = {stage.schedule.type!r}: {wrapped} keeps the optimizer's state in parts of its own form, which "
-            "another stage cannot go on from: use DDP, or an lr_scheduler_type that re-warms"
+            f"schedule = {stage.schedule.type!r}: {wrapped} keeps the optimizer's state in parts of its own form, and "
+            "another stage cannot go on from those: use DDP, or an lr_scheduler_type that re-warms"
         )
     if spread is not None and (held := _active_needing(stage, "base", "whole")):
         problems.append(

@@ -1,12 +1,13 @@
 """Which arguments of TRL's trainers a stage may set: names and types from the installed TRL, less what cpt decides."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
 
 from cpt.data.spec import refuse
 from cpt.suggest import did_you_mean
-from cpt.upstream_fields import check_fields, known
+from cpt.upstream_fields import CHOICES, check_fields, choices, known
 
 # Which of TRL's configuration classes a stage's `training` holds fields of.
 CONFIGS = {"sft": "trl:SFTConfig", "pretrain": "trl:SFTConfig", "rft": "trl:GRPOConfig"}
@@ -91,6 +92,17 @@ OWNED |= {
     "vllm_importance_sampling_cap": "TRL deprecates it: `vllm_importance_sampling_clip_max`",
 }
 
+# What of these makes no sense, in words; the trainer would fail deep inside, or train something else in silence.
+_IN_WORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"),
+        (lambda value: value >= 0, "must be at least 0"),
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (lambda value: 0 <= value < 1, "must be at least 0 and below 1")),
+    "max_steps": (lambda value: value > 0 or value == -1, "must be greater than 0; left out, num_train_epochs decides"),
+    "num_train_epochs": (lambda value: value > 0, "must be greater than 0"),
+}
+
 # Zero or less of these would fail deep inside the trainer.
 _POSITIVE = {
     "per_device_train_batch_size",
@@ -113,7 +125,25 @@ def check_training(training: dict[str, Any], kind: str) -> dict[str, Any]:
 
     Raises a pydantic ValidationError whose locations are the fields' names, all problems at once.
     """
-    return check_fields(training, CONFIGS[kind], owned=OWNED, positive=_POSITIVE) if training else training
+    if not training:
+        return training
+    checked = check_fields(training, CONFIGS[kind], owned=OWNED, positive=_POSITIVE)
+    found: list[tuple[tuple[str], Any, str]] = [
+        ((name,), value, _IN_WORDS[name][1])
+        for name, value in checked.items()
+        if name in _IN_WORDS and isinstance(value, int | float) and not _IN_WORDS[name][0](value)
+    ]
+    for name in CHOICES & checked.keys():
+        given = checked[name] if isinstance(checked[name], list) else [checked[name]]
+        for value in given:
+            if isinstance(value, str) and value not in (known := choices(name)):
+                found.append(
+                    ((name,), value, f"is none of its values.{did_you_mean(value, known)} Known: {', '.join(known)}.")
+                )
+    if checked.get("bf16") and checked.get("fp16"):
+        found.append((("fp16",), True, "excludes bf16, which is true too: keep one"))
+    refuse(*found)
+    return checked
 
 
 def check_shared(training: dict[str, Any]) -> dict[str, Any]:

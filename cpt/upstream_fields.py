@@ -29,6 +29,18 @@ json.dump(fields, sys.stdout)
 """
 
 
+# Arguments whose values are names of transformers'.
+CHOICES = {"lr_scheduler_type", "optim", "report_to"}
+_READ_CHOICES = """
+import json, sys
+from transformers import SchedulerType
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import OptimizerNames
+json.dump({"lr_scheduler_type": [one.value for one in SchedulerType], "optim": [one.value for one in OptimizerNames],
+           "report_to": ["none", "all", *sorted(INTEGRATION_TO_CALLBACK)]}, sys.stdout)
+"""
+
+
 def cache_file(home: str) -> Path:
     """Where the field names of `home`, e.g. trl:SFTConfig, are kept for the installed versions."""
     library, name = home.split(":")
@@ -39,10 +51,22 @@ def cache_file(home: str) -> Path:
 @cache
 def known(home: str) -> dict[str, str]:
     """Field name -> annotation of every field of an installed dataclass, `home` being library:Class."""
+    return _kept(home, _READ)
+
+
+@cache
+def choices(name: str) -> list[str]:
+    """The values that transformers knows of one of CHOICES."""
+    found: list[str] = _kept("transformers:choices", _READ_CHOICES)[name]
+    return found
+
+
+def _kept(home: str, script: str) -> Any:
+    """What a script prints as JSON, from the cache where it was run before."""
     file = cache_file(home)
     if not file.exists():
         print(f"reading the field names of {home} (once per installed version) ...", file=sys.stderr)
-        found = subprocess.run([sys.executable, "-c", _READ, home], capture_output=True, text=True, check=False)
+        found = subprocess.run([sys.executable, "-c", script, home], capture_output=True, text=True, check=False)
         if found.returncode:
             raise RuntimeError(f"could not import {home}:\n{found.stderr[-2000:]}")
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cpt.config import EvalSource, Stream
-from cpt.data.sources import load, wrong_kind
+from cpt.data.sources import Loaded, load, wrong_kind
 from cpt.data.spec import Source
 from cpt.errors import ConfigError, DataError
 from cpt.explain import every_problem
@@ -33,18 +33,37 @@ def examine(raw: dict[str, Any]) -> Stream:
 def problems(stream: Stream) -> list[str]:
     """Everything that can be known without the network or a model, in one list, each with its dotted path."""
     found = _model_problems(stream)
+    read = {}
     for place, source in _sources(stream):
         if _on_the_hub(source, stream):
             continue
         try:
-            loaded = load(source, stream.data_root, place)
+            loaded = read[place] = load(source, stream.data_root, place)
         except DataError as error:
             found += error.problems
             continue
         stage, _, rest = place.removeprefix("stages.").partition(".")
         if place.startswith("stages.") and rest.startswith("data."):
             found += wrong_kind(stream.stages[int(stage)].kind, loaded, place)
-    return found
+    return found + _measure_problems(stream, read)
+
+
+def _measure_problems(stream: Stream, read: dict[str, Loaded]) -> list[str]:
+    """Measures that do not fit the rows, of the sets whose rows could be read."""
+    from cpt.evaluation import eval_set
+    from eval_harness.measure import MeasureError, check
+
+    places = {stage.name: f"stages.{i}.test" for i, stage in enumerate(stream.stages)}
+    sets = []
+    for name, (group, source) in stream.eval_sources().items():
+        place = places.get(name, f"evaluation.general.{name}")
+        if place in read and (source.fewshot is None or f"{place}.fewshot" in read):
+            sets.append(eval_set(name, group, source, read[place], read.get(f"{place}.fewshot"), stream.evaluation))
+    try:
+        check(sets)
+    except MeasureError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _model_problems(stream: Stream) -> list[str]:

@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from eval_harness import strict_yaml
 from eval_harness.combine import CombineError, check_combined
 from eval_harness.generation import Generation
 from eval_harness.items import EvalSet
@@ -343,20 +344,9 @@ def _find(name_or_path: str) -> Path:
     return path
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    """Of a set that stands there twice YAML keeps the last, and says nothing."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in dict.fromkeys(given) if given.count(key) > 1]
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} is there twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = _OneOfEachKey(path.read_text(encoding="utf-8")).get_single_data()
+        content = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

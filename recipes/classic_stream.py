@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from cpt import Stream, run, write_report
+from cpt import Stream, as_command, run, write_report
 
 
 def main() -> None:
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -8,7 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
-from cpt import Stream, run, summarize, write_report
+from cpt import Stream, as_command, run, summarize, write_report
 
 HERE = Path(__file__).parent
 
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

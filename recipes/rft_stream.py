@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpt import Stream, run, write_report
+from cpt import Stream, as_command, run, write_report
 
 
 def near(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

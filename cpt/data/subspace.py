@@ -29,8 +29,8 @@ def input_subspaces(
     Args:
         model: a causal language model on its device; its modes are restored.
         layers: modules whose first argument is (1, T, d) or (tokens, d). Those that read one tensor share a subspace.
-        rows: token rows; each token counts alike (divided by its root mean square), the first of a row not at all:
-            some models put activations there that would be nearly all of the energy.
+        rows: token rows; each token counts alike, divided by its root mean square: what some models put at the first
+            token of a row would be nearly all of the energy else.
         most: width d -> the largest rank.
         seed: of the sketches.
 
@@ -80,8 +80,8 @@ def _inputs(layers: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    """(N, d) tokens of root mean square 1, float32, without the first of a row."""
-    x = (x[:, 1:] if x.dim() == 3 else x).flatten(0, -2).float()
+    """(N, d) tokens of root mean square 1, float32."""
+    x = x.flatten(0, -2).float()
     return x / (x.square().mean(1, keepdim=True) + EPS).sqrt()
 
 

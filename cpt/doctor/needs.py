@@ -159,9 +159,10 @@ def check_names(stream: Stream) -> Line:
         return ok("everything the stream names is on this machine")
     if constants.HF_HUB_OFFLINE:
         found = "\n".join(f"{place} = {name}: not in the local cache" for place, _, name in names)
-        _, kind, name = names[0]
-        command = f"hf download {name}" + " --repo-type dataset" * (kind == "datasets")
-        return fail(found, f"HF_HUB_OFFLINE=0 {command}, where there is a network; or give folders and files")
+        each = dict.fromkeys((kind, name) for _, kind, name in names)
+        commands = [f"hf download {name}" + " --repo-type dataset" * (kind == "datasets") for kind, name in each]
+        said = " && HF_HUB_OFFLINE=0 ".join(commands)
+        return fail(found, f"HF_HUB_OFFLINE=0 {said}, where there is a network; or give folders and files")
     answers = {(kind, name): _asked(kind, name) for _, kind, name in dict.fromkeys(names)}
     wrong = [f"{place} = {name}: {answers[kind, name]}" for place, kind, name in names if answers[kind, name]]
     if wrong:

@@ -87,7 +87,7 @@ def whole_share(ratio: float, batch_rows: int) -> list[str]:
         return [f"leaves no room for task rows in an effective batch of {batch_rows}"]
     if n < 1 or abs(n - exact) > 0.01:
         near = sorted({max(1, int(exact)), min(batch_rows - 1, max(1, int(exact) + 1))})
-        ways = " or ".join(f"{k / batch_rows:.4g} ({k} rows)" for k in near)
+        ways = " or ".join(f"{k / batch_rows:.4g} ({k} row{'s' * (k > 1)})" for k in near)
         return [f"of {batch_rows} rows is {exact:g} rows, not a whole number: use {ways}"]
     return []
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cpt.report.read import points
 from cpt.report.summary import cell, is_percent, primary
 from cpt.terminal import Marked
 
@@ -112,7 +113,7 @@ def _size(now: dict[str, Any], before: dict[str, Any] | None) -> float | None:
 def _signed(change: float | None, percent: bool) -> str:
     if change is None:
         return ""
-    text = f"{100 * change:+.1f}" if percent else f"{change:+.3f}"
+    text = points(change, "+") if percent else f"{change:+.3f}"
     return text if float(text) else text.lstrip("+-")
 
 

@@ -169,8 +169,9 @@ def _marks(marks: Sequence[tuple[float, str]], x: Axis, y: Axis) -> Iterator[Mar
         yield Markup('<path class="mark" d="M{:.1f} {:.1f}V{:.1f}"/>').format(place, y.start, y.end)
         if place >= free:
             said = name if len(name) <= 18 else name[:17] + "\u2026"
-            text = Markup('<text class="mark" x="{:.1f}" y="{:.1f}"><title>{}</title>{}</text>')
-            yield text.format(place, y.end - 8, isolated(name), isolated(said))
+            anchor = "end" if place + 7 * len(said) > x.end else "start"
+            text = Markup('<text class="mark" x="{:.1f}" y="{:.1f}" text-anchor="{}"><title>{}</title>{}</text>')
+            yield text.format(place, y.end - 8, anchor, isolated(name), isolated(said))
             free = place + 7 * len(said) + 8
 
 

@@ -25,6 +25,7 @@ import yaml
 
 from cpt.errors import ConfigError, RunDirError
 from cpt.report import summary
+from cpt.report.read import SHARES
 from eval_harness.metrics import continual
 from eval_harness.metrics import statistics as st
 from eval_harness.results import Result, ResultError, aggregation
@@ -105,7 +106,7 @@ class Quantity:
     values     one per run, in the order of all runs; None where undefined, and `reason` says why
     drawn      (resamples, runs); None where nothing can be resampled
     n          items of the smallest set
-    is_share   items are 0 or 1: shown in percent
+    is_share   the measure is one that tables show in percent
     higher_is_better   of the quantity: a change is turned so that up is better, forgetting is not
     """
 
@@ -425,7 +426,7 @@ def _quantity(
         values,
         drawn,
         min(result.n for result in results),
-        all(set(result.per_item.values()) <= {0.0, 1.0} for result in results),
+        measure.startswith(SHARES),
         results[0].higher_is_better,
         reason,
     )

@@ -219,16 +219,9 @@ def _cell(one: Quantity, estimate: st.Pooled | None, change: st.Pooled | None, g
     value, _, interval = compare_table._cell(one, estimate, group).partition(" ")
     verdict = ""
     if change is not None and change.shown.excludes_zero:
-        verdict = "better" if (change.value > 0) == _more_is_better(one) else "worse"
+        verdict = "better" if (change.value > 0) == one.higher_is_better else "worse"
     said = compare_table._cell(one, change, None) if change is not None else ""
     return {"value": value, "interval": interval, "change": said, "verdict": verdict}
-
-
-def _more_is_better(one: Quantity) -> bool:
-    """BWT and the change of general ability have their sign turned where the measure is a loss; forgetting is one."""
-    if one.name == "F_max":
-        return False
-    return one.higher_is_better or one.name in KINDS
 
 
 def _matrix(name: Mapping[str, str], run: RunFiles, most: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from cpt.report.compare import FINAL, Comparison, Group, Quantity, spans_of
+from cpt.report.read import points
 from eval_harness.metrics import statistics as st
 
 WIDTH = 80
@@ -131,6 +132,6 @@ def _at_its_end(one: Quantity, group: Group, shown: st.Estimate) -> st.Estimate:
 def _number(value: float, is_share: bool, sign: bool) -> str:
     mark = "+" if sign else ""
     if is_share:
-        return f"{100 * value:{mark}.1f}"
+        return points(value, mark)
     size = abs(value)
     return f"{value:{mark}{'.3f' if 0.1 <= size < 10 else '.4g' if size >= 10 else '.2g'}}"

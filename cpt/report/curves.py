@@ -24,7 +24,7 @@ from cpt.report.charts import (
     thinned,
 )
 from cpt.report.heatmap import ABSENT, average, general_measure, shown
-from cpt.report.read import DRIFT, SHARES, RunView, Score, StageFiles, as_list, as_object, finite
+from cpt.report.read import DRIFT, SHARES, RunView, Score, StageFiles, as_list, as_object, finite, points
 from cpt.report.scaffold import isolated
 from cpt.report.summary import WITHIN
 
@@ -182,7 +182,7 @@ def numbers_over_stages(view: RunView, names: Sequence[str], most: int) -> Figur
     rows = [(name, *(_shown(view.score(row, name)) for row in view.rows)) for name in names[:fit]]
     if names[0] in view.general and len(names) > 1 and (measure := general_measure(view)):
         values = (average(view, row, measure) for row in view.rows)
-        rows.insert(0, ("average", *(ABSENT if value is None else f"{100 * value:.1f}" for value in values)))
+        rows.insert(0, ("average", *(ABSENT if value is None else points(value) for value in values)))
     cut = f"{len(names) - fit} more sets are in matrix.json." if len(names) > fit else ""
     return _table("set", view.rows, rows, cut)
 
@@ -321,5 +321,5 @@ def _gaps(scored: Sequence[StageFiles], measure: str) -> Iterator[tuple[str, ...
         found = as_object(within["measures"].get(measure))
         values = [finite(as_object(found.get(key)).get("value")) for key in WITHIN]
         is_share = measure in SHARES
-        cells = [ABSENT if v is None else f"{100 * v:.1f}" if is_share else f"{v:.3f}" for v in values]
+        cells = [ABSENT if v is None else points(v) if is_share else f"{v:.3f}" for v in values]
         yield (stage.title, *cells, str(within.get("rows", ABSENT)), str(within.get("every", ABSENT)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cpt.report.heatmap import ABSENT, shown
-from cpt.report.read import SHARES, RunView, StageFiles, as_list, as_object, finite
+from cpt.report.read import SHARES, RunView, StageFiles, as_list, as_object, finite, points
 from cpt.report.scaffold import clip, isolated
 from cpt.report.summary import LEVELS
 
@@ -261,7 +261,7 @@ def _metric(value: float | None, formula: str, measure: str) -> str:
     if value is None:
         return ABSENT
     sign = "" if formula.split(" = ")[0] in LEVELS else "+"
-    text = f"{100 * value:{sign}.1f}" if measure in SHARES else f"{value:{sign}.3f}"
+    text = points(value, sign) if measure in SHARES else f"{value:{sign}.3f}"
     return text.replace("-", "\u2212")
 
 

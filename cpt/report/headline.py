@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cpt.report.heatmap import ABSENT, average, general_measure, shown, signed, verdict
-from cpt.report.read import RunView, Score
+from cpt.report.read import RunView, Score, points
 from cpt.report.scaffold import isolated
 
 NAMED = 3  # sets named in a sentence; the others are counted
@@ -62,10 +62,11 @@ def status(view: RunView) -> str:
     of = f"{trained} of {len(view.stages) - 1} stages trained"
     if view.finished:
         stages = len(view.stages) - 1
-        return f"finished: {stages} stage{'s' * (stages != 1)} trained and measured"
+        measured = "and measured" if view.rows else "; no test and no evaluation, so nothing was measured"
+        return f"finished: {stages} stage{'s' * (stages != 1)} trained {measured}".replace(" ;", ";")
     if not view.rows and not any(stage.is_begun for stage in view.stages):
         return "no stage has begun, and nothing was measured"
-    here = next((stage for stage in view.stages if not (stage.is_trained and stage.scores)), None)
+    here = next((stage for stage in view.stages if not stage.is_over), None)
     return of if here is None else f"not finished: {of}; {here.title}: {here.state}"
 
 
@@ -125,8 +126,10 @@ def _kept(tasks: Sequence[_Task]) -> Tile | None:
 
 def _general(view: RunView) -> Tile | None:
     measure, found = general_measure(view), _general_change(view)
-    if not measure or not view.rows:
+    if not view.rows or not any(view.measures.get(name) for name in view.general):
         return None
+    if not measure:
+        return Tile("General ability", ABSENT, "", f"No share to average.{_lost_of_general(view)}")
     names = [name for name in view.general if view.measures.get(name) == measure]
     if found is None:
         gaps = [row for row in (view.rows[0], view.rows[-1]) if average(view, row, measure) is None]
@@ -136,18 +139,24 @@ def _general(view: RunView) -> Tile | None:
         sentence = f"No average after {gaps[0].title}: no score of {_listed(lacking)}."
         return Tile("General ability", ABSENT, "", sentence)
     base, now, count = found
-    pairs = [(name, view.score(view.rows[-1], name), view.score(view.rows[0], name)) for name in names]
-    worse = [
-        (last.value - first.value, name)
-        for name, last, first in pairs
-        if last and first and last.value is not None and first.value is not None and verdict(last, first) == "worse"
-    ]
-    sentence = f"The mean of {count} general set{'s' * (count > 1)} was {100 * base:.1f} % before the first stage."
+    many = f"The mean of {count} general set{'s' * (count > 1)}"
+    if len(view.rows) == 1:
+        return Tile("General ability", points(now), "%", f"{many}; no stage was measured.")
+    sentence = f"{many} was {points(base)} % before the first stage.{_lost_of_general(view)}"
+    return Tile("General ability", points(now), f"% ({signed(now - base, True)})", sentence)
+
+
+def _lost_of_general(view: RunView) -> str:
+    """Which general sets are worse than at the start, whatever they are measured by; shares that lost most first."""
+    worse = []
+    for name in view.general:
+        last, first = view.score(view.rows[-1], name), view.score(view.rows[0], name)
+        if last and first and last.value is not None and first.value is not None and verdict(last, first) == "worse":
+            change = last.value - first.value
+            worse.append((-abs(change) if last.is_percent else 0.0, name, signed(change, last.is_percent)))
     if worse:
-        sentence += f" Lost: {_listed([f'{isolated(name)} {signed(change, True)}' for change, name in sorted(worse)])}."
-    elif len(view.rows) > 1:
-        sentence += " None is worse beyond its error."
-    return Tile("General ability", f"{100 * now:.1f}", f"% ({signed(now - base, True)})", sentence)
+        return f" Lost: {_listed([f'{isolated(name)} {said}' for _, name, said in sorted(worse)])}."
+    return " None is worse beyond its error." if len(view.rows) > 1 else ""
 
 
 def _general_change(view: RunView) -> tuple[float, float, int] | None:

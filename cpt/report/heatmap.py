@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cpt.report.read import SURE, RunView, Score, StageFiles
+from cpt.report.read import SURE, RunView, Score, StageFiles, points
 from cpt.report.scaffold import isolated
 
 FULL = 700  # cells up to which each shows its interval and change; in a larger map they are in its title
@@ -97,12 +97,12 @@ def shown(score: Score, value: float | None = None) -> str:
     value = score.value if value is None else value
     if value is None:
         return "NaN" if score.is_nan else "n/a"
-    return f"{100 * value:.1f}" if score.is_percent else f"{value:.3f}"
+    return points(value) if score.is_percent else f"{value:.3f}"
 
 
 def signed(change: float, is_percent: bool) -> str:
     """With its sign, a true minus; in points for a share. A change that rounds to nothing has none."""
-    text = f"{100 * change:+.1f}" if is_percent else f"{change:+.3f}"
+    text = points(change, "+") if is_percent else f"{change:+.3f}"
     return (text if float(text) else text.lstrip("+-")).replace("-", "\u2212")
 
 
@@ -122,7 +122,7 @@ def verdict(now: Score, before: Score) -> str:
 def _row(view: RunView, stage: StageFiles, names: Sequence[str], averaged: str, is_full: bool) -> Row:
     value = average(view, stage, averaged) if averaged else None
     cells = tuple(_cells(view, stage, names, is_full))
-    return Row(stage, cells, ABSENT if value is None else f"{100 * value:.1f}")
+    return Row(stage, cells, ABSENT if value is None else points(value))
 
 
 def _cells(view: RunView, stage: StageFiles, names: Sequence[str], is_full: bool) -> Iterator[Cell]:

@@ -126,6 +126,12 @@ class StageFiles:
         return self.is_base or self.done is not None
 
     @property
+    def is_over(self) -> bool:
+        """Trained, and measured on all that was asked for, which may be nothing."""
+        nothing_asked = self.measured is not None and not as_list(self.measured.get("sets"))
+        return self.is_trained and bool(self.scores or nothing_asked)
+
+    @property
     def is_begun(self) -> bool:
         return bool(self.record or self.metrics)
 
@@ -143,8 +149,12 @@ class StageFiles:
 
     @property
     def state(self) -> str:
+        if self.is_over:
+            return (
+                "measured" if self.scores else "nothing to measure" if self.is_base else "trained, nothing to measure"
+            )
         if self.is_trained:
-            return "measured" if self.scores else "not measured yet" if self.is_base else "trained, not measured yet"
+            return "not measured yet" if self.is_base else "trained, not measured yet"
         if not self.is_begun:
             return "to do"
         of = f" of {self.steps}" if self.steps else ""
@@ -191,7 +201,7 @@ class RunView:
 
     @property
     def finished(self) -> bool:
-        return bool(self.stages) and all(stage.is_trained and stage.scores for stage in self.stages)
+        return bool(self.stages) and all(stage.is_over for stage in self.stages)
 
     def score(self, stage: StageFiles, name: str) -> Score | None:
         """Of a set by its measure; None where it was not measured."""
@@ -219,6 +229,11 @@ def read(path: Path) -> RunView:
     _add_scores(path, matrix or {}, stages, problems)
     tasks, general = _sets(matrix or {}, stream, stages)
     return RunView(path, info, stream, matrix or {}, stages, tasks, general, superseded, problems)
+
+
+def points(share: float, sign: str = "") -> str:
+    """A share, or a change of one, in per cent; halves that rounding has moved by a last bit are halves again."""
+    return f"{round(100 * share, 9):{sign}.1f}"
 
 
 def finite(value: Any) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt.errors import RunDirError
+from cpt.report.read import points
 
 WIDTH = 80  # columns of a terminal
 
@@ -13,12 +14,18 @@ WIDTH = 80  # columns of a terminal
 def read(run: Path) -> dict[str, Any]:
     """matrix.json of a run directory. Raises RunDirError when nothing was measured yet, or it is damaged."""
     file = run / "matrix.json"
+    if not file.is_file() and any((run / "stages").glob("*/eval/DONE")):
+        raise RunDirError(f"{file}: is missing; `cpt resume {run}` writes it again")
     if not file.is_file():
         raise RunDirError(f"{run}: nothing was measured yet; `cpt run` writes {file.name} after stage 0")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunDirError(f"{file}: is damaged ({error}); run the stream again to rebuild it") from error
+        raise RunDirError(f"{file}: is damaged ({error}); `cpt resume {run}` writes it again") from error
+    parts = {"tasks": list, "general": list, "rows": list, "summary": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in parts.items()):
+        raise RunDirError(f"{file}: is damaged (it is no matrix of scores); `cpt resume {run}` writes it again")
+    return found
 
 
 def as_json(runs: Sequence[Path]) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def table(matrix: dict[str, Any]) -> list[list[str]]:
         if general:
             averages = matrix["summary"].get(general, {}).get("general_average", [])
             value = averages[row["index"]] if row["index"] < len(averages) else None
-            cells.append("-" if value is None else f"{100 * value:.1f}")
+            cells.append("-" if value is None else points(value))
         lines.append([row["stage"], *cells])
     return lines
 
@@ -70,7 +77,7 @@ def cell(result: dict[str, Any] | None) -> str:
     """A result as the tables show it; `-` where there is no value."""
     if result is None or result["value"] is None:
         return "-"
-    return f"{100 * result['value']:.1f}" if is_percent(result) else f"{result['value']:.3f}"
+    return points(result["value"]) if is_percent(result) else f"{result['value']:.3f}"
 
 
 def is_percent(result: dict[str, Any]) -> bool:
@@ -132,7 +139,7 @@ def within_table(matrix: dict[str, Any]) -> list[list[str]]:
     for row in scored:
         found = row["within"]["measures"].get(measure, {})
         values = [found.get(key, {}).get("value") for key in WITHIN]
-        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        cells = ["-" if value is None else points(value) for value in values]
         lines.append([row["stage"], *cells, str(row["within"]["rows"]), f"{row['within']['every']} steps"])
     return lines
 
@@ -170,6 +177,6 @@ def side_by_side(matrices: dict[str, dict[str, Any]]) -> list[list[str]]:
         cells += ["-"] * (len(longest["rows"]) - len(cells))
         for metric in ("average_performance", "forgetting_max"):
             value = found.get(metric, {}).get("value")
-            cells.append("-" if value is None else f"{100 * value:.1f}")
+            cells.append("-" if value is None else points(value))
         lines.append([matrix["stream"], *cells])
     return lines

@@ -100,18 +100,38 @@ def stage(
     open_model: Callable[[], Any] | None = None,
     batch: int = BATCH,
     world: int = 1,
+    general: Any = None,
+    memory: Path | None = None,
 ) -> dict[str, Any]:
     """Train one sft stage as `cpt run` does, from rows that are tokens already; return its facts.
 
-    batch: rows of the effective batch, over all ranks. The stage asks at the end of every step but the last whether
-    it should stop: that is where the clock hangs.
+    batch: rows of the effective batch, over all ranks. general: gives the token rows that methods ask for; memory:
+    the folder for what they compute of rows. The stage asks at the end of every step but the last whether it should
+    stop: that is where the clock hangs.
     """
-    data = StageData(load=no_sources)
+    data = StageData(load=general or no_sources)
     data.sources[TASK] = TokenRows(rows())
-    info = StageInfo(index=1, name="bench", kind="sft", seed=0, batch_rows=batch, world=world)
+    about: dict[str, Any] = {"memory": memory, "parent": "start", "record": partial(recorded, memory)}
+    if open_model is adapted:
+        about["adapters_off"] = frozenset({"base", "start"})
+    info = StageInfo(index=1, name="bench", kind="sft", seed=0, batch_rows=batch, world=world, **about)
+    for method in methods:
+        method.prepare_data(data, info)
     training = TRAINING | {"max_steps": steps, "per_device_train_batch_size": batch // world}
     session = Session(folder, step_end, lambda line: None)
     return sft.train(open_model or llama, tokenizer(), data, info, methods, training, session).facts
+
+
+def recorded(memory: Path, model: Any, rows: TokenRows, name: str, *, of: str = "regions", **how: Any) -> Any:
+    """What a method asks of its rows, recorded once."""
+    from cpt.data import activations
+    from cpt.data.memory import entry
+    from cpt.data.recording import Recorder, launched
+
+    own = {key: value for key, value in how.items() if key not in ("who", "key", "precision", "device")}
+    about = {"of": of, "rows": [], **own}
+    recorder = Recorder(model, rows.dataset, entry(memory, name, about), **launched())
+    return getattr(activations, f"record_{of}")(recorder, about, **own)
 
 
 def bare(folder: Path, steps: int, step_end: StepEnd, open_model: Callable[[], Any]) -> None:

@@ -358,10 +358,10 @@ def test_a_base_whose_weights_are_cut_off(desk: Desk) -> None:
 
 
 def test_arguments_that_trl_refuses_stop_before_the_first_stage(desk: Desk) -> None:
-    desk.stream["stages"][1]["training"] = {"lr_scheduler_type": "cosin"}
+    desk.stream["stages"][1]["training"] = {"logging_strategy": "stepz"}
     ended = desk.cpt("run")
     assert ended.code == 2
-    assert ended.errors[0].startswith("stages.1.training: TRL refuses these arguments: cosin is not a valid Scheduler")
+    assert ended.errors[0].startswith("stages.1.training: TRL refuses these arguments: stepz is not a valid Interval")
     assert not list(desk.runs.glob("*/stages/*/DONE"))
 
 
@@ -528,7 +528,7 @@ def test_a_run_of_another_stream(trained_once: Desk) -> None:
     assert ended.errors == [f"{run} was made from another base model or tokenizer: use --new"]
     ended = desk.cpt("resume", str(desk.runs / "nothing"))
     assert ended.code == 3
-    assert f"no run directory, and no run of that name beside it. Runs there: {run}" in ended.errors[0]
+    assert f"no run directory, and no run of that name beside it. Runs there: {desk.runs / 'bad'}" in ended.errors[0]
     assert desk.committed() == before
 
 

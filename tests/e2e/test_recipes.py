@@ -123,6 +123,13 @@ def test_columns_and_splits_are_those_of_the_hub(name: str) -> None:
             canonical(row, source.fields)
 
 
+def as_a_script(name: str) -> None:
+    """Run a recipe's module to its end, which is exit code 0."""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_script_runs_its_own_stream(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -130,7 +137,7 @@ def test_the_script_runs_its_own_stream(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *tiny(name)])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    as_a_script(name)
     said = capsys.readouterr().out
     page = Path(said.rsplit("open ", 1)[1].strip())
     assert page.name == "report.html"
@@ -142,7 +149,7 @@ def test_a_reward_of_the_recipes_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rft_stream.py", "--own", *few("rft_stream")])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    runpy.run_path(str(FOLDER / "rft_stream.py"), run_name="__main__")
+    as_a_script("rft_stream")
     rewards = Run.open(tmp_path / "runs" / "rft_stream").find("new_sums").done()["facts"]["rewards"]
     assert [one["raised"] for one in rewards.values()] == [0, 0]
     assert any("near" in name for name in rewards)
@@ -201,3 +208,12 @@ def test_the_list_fits_a_terminal() -> None:
     listed = text(recipes())
     assert max(map(len, listed.splitlines()[:-1])) <= 80
     assert listed.index("real/quickstart") > listed.index("quickstart_naive")  # what needs nothing stands first
+
+
+@pytest.mark.parametrize("given", [["--config", "nope.yaml"], ["foo=1"]])
+def test_a_script_says_a_mistake_in_a_line(given: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "sft_stream.py"), *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

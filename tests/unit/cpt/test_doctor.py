@@ -571,7 +571,7 @@ def test_names_that_are_not_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert found.found == (
         "model.path = some/model: not in the local cache\nstages.0.data.0 = some/rows: not in the local cache"
     )
-    assert (found.advice or "").startswith("HF_HUB_OFFLINE=0 hf download some/model,")
+    assert (found.advice or "").startswith("HF_HUB_OFFLINE=0 hf download some/model && ")
     (tmp_path / "models--some--model" / "snapshots" / "abc").mkdir(parents=True)
     (tmp_path / "models--some--model" / "snapshots" / "abc" / "config.json").touch()
     (tmp_path / "rows" / "some___rows").mkdir(parents=True)

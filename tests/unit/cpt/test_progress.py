@@ -28,8 +28,8 @@ class Moves:
     def __call__(self, line: str) -> None:
         self.lines.append(line)
 
-    def moving(self, name: str, done: int, total: int, text: str) -> None:
-        self.moved.append((name, done, total, text))
+    def moving(self, name: str, done: int, total: int, text: str, left: str = "") -> None:
+        self.moved.append((name, done, total, "  ".join(part for part in (text, left) if part)))
 
     def still(self) -> None:
         self.stilled += 1

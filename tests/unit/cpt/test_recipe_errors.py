@@ -1,10 +1,11 @@
 """What a copied recipe with mistakes in it is told: every mistake in one round, and nothing that is no mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from cpt import ConfigError, Stream
+from cpt import ConfigError, Run, RunDirError, Stream
 from cpt.config import read_raw
 from cpt.recipe_book import copy, next_step
 from cpt.validate import examine
@@ -96,3 +97,66 @@ def test_a_sweep_is_told_from_a_stream(tmp_path: Path) -> None:
         Stream.from_yaml(mine)
     assert next_step(copy("evaluate", tmp_path / "e.yaml")).startswith("cpt validate ")
     assert places("sft_stream", "stream=mine") == ["stream"]  # a misspelt key of a stream is one
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("training.learning_rate=-1.0", "must be at least 0"),
+        ("training.adam_beta1=1.5", "must be at least 0 and below 1"),
+        ("training.max_steps=0", "must be greater than 0; left out, num_train_epochs decides"),
+        ("training.num_train_epochs=0", "must be greater than 0"),
+        ("training.lr_scheduler_type=cosin", "is none of its values. Did you mean 'cosine'?"),
+        ("training.optim=adamw_torh", "is none of its values. Did you mean 'adamw_torch'?"),
+        ("training.report_to=[tensorbord]", "is none of its values. Did you mean 'tensorboard'?"),
+        ("stages.0.test.measures=[rouge_l]", "what is written has no end: give generate.max_new_tokens"),
+    ],
+)
+def test_a_value_that_would_fail_in_the_trainer_is_told_before(mistake: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        examine(read_raw("sft_stream", [mistake]))
+
+
+def test_two_precisions_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match=r"training.fp16 = True: excludes bf16"):
+        examine(read_raw("sft_stream", ["training.bf16=true", "training.fp16=true"]))
+
+
+def test_a_key_that_is_there_twice_is_told_with_its_line(tmp_path: Path) -> None:
+    """YAML keeps the last of two, and says nothing."""
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nmodel: tiny-world\ntraining: {max_steps: 3}\ntraining: {max_steps: 4}\n")
+    with pytest.raises(ConfigError, match=r"'training' is there twice"):
+        Stream.from_yaml(str(file))
+
+
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [
+        ("no_such_package:Gone", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("json:dumps", "json:dumps is no subclass of cpt.Method"),
+    ],
+)
+def test_a_method_of_another_package_that_is_broken_is_told(
+    monkeypatch: pytest.MonkeyPatch, home: str, said: str
+) -> None:
+    from cpt.methods import registry
+
+    monkeypatch.setattr(registry, "homes", lambda: registry.OURS | {"strange": home})
+    registry.find.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=re.escape(f"stages.0.methods.0.type = 'strange': {said}")):
+            examine(read_raw("sft_stream", ["stages.0.methods=[strange]"]))
+    finally:
+        registry.find.cache_clear()
+
+
+def test_a_run_is_found_by_the_names_that_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Run.create(Path("runs"), "quickstart", "0" * 8)
+    (made.path / "stages" / "01_reverse").mkdir()
+    assert made.find("01_reverse").path == made.find("reverse").path == made.find("1").path
+    with pytest.raises(RunDirError, match="Did you mean runs/quickstart"):
+        Run.open("quickstart")
+    with pytest.raises(RunDirError, match="Did you mean runs/quickstart"):
+        Run.open("runs/quickstrat")

@@ -21,7 +21,7 @@ from cpt.report import examples, facts, page
 from cpt.report.headline import headline
 from cpt.report.heatmap import FULL, heat_map, verdict
 from cpt.report.markdown import markdown
-from cpt.report.read import Score, read
+from cpt.report.read import Score, points, read
 from tests.browser.made import MISSING, write_run
 
 SCRIPT = "<script>alert(1)<|script>"
@@ -169,6 +169,39 @@ def test_a_task_within_its_error_is_not_said_to_be_learned(tmp_path: Path) -> No
     assert found.verdict.startswith("0 of 1 task learned (55\u00a0%)")
     assert "Not learned, as far as the error tells: one." in found.tiles[0].sentence
     assert "None is worse beyond its error." in found.tiles[1].sentence
+
+
+def test_a_general_set_that_is_no_share_is_said_to_be_lost(tmp_path: Path) -> None:
+    cells = {"one": [0.1, 0.9], "facts": [0.9, 0.9], "text": [0.2, 1.4]}
+    both = write_run(tmp_path / "both", cells, ("one",), items=100, measures={"text": "bits_per_byte"})
+    tile = headline(read(both)).tiles[-1]
+    assert (tile.figure, tile.sentence.split(". ")[1]) == ("90.0", "Lost: text +1.200.")
+    alone = write_run(
+        tmp_path / "alone",
+        {name: cells[name] for name in ("one", "text")},
+        ("one",),
+        items=100,
+        measures={"text": "bits_per_byte"},
+    )
+    tile = headline(read(alone)).tiles[-1]
+    assert (tile.figure, tile.sentence) == ("-", "No share to average. Lost: text +1.200.")
+
+
+def test_halves_are_rounded_alike_wherever_they_come_from() -> None:
+    assert {points(share, "+") for share in (0.0125, 0.5125 - 0.5, 0.9125 - 0.9)} == {"+1.2"}
+    assert points(-0.09749999999999996, "+") == points(-0.0975, "+") == "-9.8"
+
+
+def test_a_run_that_measures_nothing_can_be_finished(plain: Path) -> None:
+    (plain / "matrix.json").unlink()
+    for file in plain.glob("stages/*/eval/*.json"):
+        file.unlink()
+    for done in plain.glob("stages/*/eval/DONE"):
+        done.write_text(json.dumps({"plan": "0", "sets": [], "facts": {}}))
+    view = read(plain)
+    assert view.finished
+    said = "finished: 2 stages trained; no test and no evaluation, so nothing was measured"
+    assert headline(view).status == said
 
 
 def test_cost_is_summed(plain: Path) -> None:
@@ -509,4 +542,11 @@ def test_the_command_works_on_what_is_not_whole(tmp_path: Path, plain: Path, cpt
     assert (done.returncode, done.stderr) == (0, "")
     assert f"no table: {plain / 'matrix.json'}: is damaged" in done.stdout
     assert f"cpt compare {plain} {plain}" in done.stdout
+    for other in ("[]", '{"rows": 3}'):
+        (plain / "matrix.json").write_text(other)
+        done = cpt("report", plain)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"matrix.json: is damaged (it is no matrix of scores); `cpt resume {plain}`" in done.stdout
+    (plain / "matrix.json").unlink()
+    assert f"matrix.json: is missing; `cpt resume {plain}` writes it again" in cpt("report", plain).stdout
     assert cpt("report", tmp_path / "nothing").returncode == 3

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from cpt.errors import ConfigError
-from cpt.sweep import Row, Sweep, _plain, at_equal_score, plan
+from cpt.run_dir import Run
+from cpt.sweep import Row, Sweep, _plain, at_equal_score, outcome, plan, run_sweep
 
 METHODS = {"replay": [{"type": "replay", "ratio": 0.25, "general": {"task": "tiny_world/general"}}], "half": ["hft"]}
 
@@ -97,3 +98,38 @@ def test_a_curve_that_does_not_pass_the_score_says_nothing() -> None:
     assert at_equal_score([row("a", 0.9, -0.3), row("b", 0.8, -0.1)]) == (0.8, {"a": None, "b": -0.1})
     assert at_equal_score([row("a", 0.9, -0.3)]) is None
     assert at_equal_score([row("a", None, -0.3), row("b", 0.8, None)]) is None
+
+
+@pytest.mark.parametrize("over", [{"learning_rate": [1e-3, 0.001]}, {"seed": [0, 0]}])
+def test_a_value_that_is_there_twice_is_refused(tmp_path: Path, over: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"over\.\w+\.1 = .*: is there twice: each value is a run"):
+        sweep(tmp_path, over=over)
+
+
+def test_a_run_of_another_version_of_the_sweep_is_still_to_do(tmp_path: Path) -> None:
+    """Its scores are of other settings: they stand in no table."""
+    one, *_ = plan(sweep(tmp_path, overrides=["training.max_steps=60", f"output_dir={tmp_path}"]))
+    made = Run.create(one.stream.output_dir, one.stream.name, "0" * 8)
+    for number, name in enumerate(["base", *(stage.name for stage in one.stream.stages)]):
+        folder = made.stage(number, name)
+        folder.begin({"identity": "x"})
+        folder.commit_eval("plan", {}, {})
+    (made.path / "stream.yaml").write_text(one.stream.to_yaml())
+    assert outcome(one) == "done"
+    (made.path / "stream.yaml").write_text(one.stream.to_yaml().replace("max_steps: ", "max_steps: 1"))
+    assert outcome(one) == "to do"
+
+
+def test_whatever_ends_one_run_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(sweep(tmp_path, over={"seed": [0, 1]}, overrides=[f"output_dir={tmp_path}"]))
+    asked: list[str] = []
+
+    def run(stream: Any, say: Any) -> None:
+        asked.append(stream.name)
+        if stream.name == planned[0].stream.name:
+            raise RuntimeError("deep inside")
+
+    monkeypatch.setattr("cpt.stream.run", run)
+    failed = run_sweep(planned, tmp_path / "kept", lambda line: None)
+    assert asked == [one.stream.name for one in planned]
+    assert failed == {planned[0].stream.name: "RuntimeError: deep inside"}

@@ -77,6 +77,26 @@ def test_the_moving_line_goes_and_gives_the_cursor_back(screen: Screen) -> None:
     assert max(map(len, re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())))) <= 80
 
 
+def test_many_terms_give_way_to_steps_and_time_left(screen: Screen) -> None:
+    terminal = Terminal(screen)
+    terms = "  ".join(f"method{i}/penalty 0.000{i}" for i in range(6))
+    for done in (10, 20):
+        terminal.moving("reverse", done, 100, f"loss 3.615  {terms}", "1:05 left")
+        terminal.drawn = 0.0
+    terminal.still()
+    line = next(part for part in re.split(r"[\r\n]", plain(screen)) if "20/100" in part)
+    assert line.startswith("reverse")
+    assert "loss 3.615" in line
+    assert "\u2026" in line
+    assert line.rstrip().endswith("1:05 left")
+    assert len(line) <= 80
+
+
+def plain(screen: Screen) -> str:
+    """What was written, without its control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+
+
 def test_lines_that_stay_stand_above_the_one_that_moves(screen: Screen) -> None:
     terminal = Terminal(screen)
     terminal.moving("reverse", 1, 2, "")
