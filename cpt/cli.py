@@ -320,6 +320,8 @@ def _run(stream: "Stream", new: bool, run_dir: str | None) -> None:
             f"something in the run called sys.exit({end.code!r}); nothing of its stage is kept"
         ) from end
     _show(done.path)
+    if int(os.environ.get("RANK") or 0) == 0:
+        typer.echo(f"\nas a page: cpt report {done.path}")
 
 
 def _counted(stages: list[Any]) -> str:

@@ -37,7 +37,7 @@ def _exit_code(main: Callable[[], Any]) -> int:
 
 
 def _stopped_at_once() -> int:
-    print("error: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+    print("error: stopped at once; a run goes on from its newest checkpoint when it is started again", file=sys.stderr)
     return 130
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -268,7 +268,7 @@ class Row:
     """A method at a learning rate, over its seeds: means, and the standard deviation over seeds where there are two.
 
     learned: P, mean score of a task right after its stage. kept: BWT_GEM. general: change of the general average since
-    the base. end: AP. All of the measure that most tasks are read by, as it is (a share: 0 to 1).
+    the base. end: AP. tokens: trained on by a run, prompts included. All of the measure that most tasks are read by, as it is (a share: 0 to 1).
     """
 
     method: str
@@ -280,16 +280,27 @@ class Row:
     general: float | None
     end: float | None
     spread: float | None
+    tokens: float | None = None
 
 
 def results(planned: Sequence[Planned]) -> list[Row]:
     """Of the finished runs, by method and learning rate; joint and specialists are in `references`."""
-    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, float | None], list[Path]] = {}
     for one in planned:
         found = newest(one)
         if one.alone is None and one.method != "joint" and found and outcome(one) == "done":
-            groups.setdefault((one.method, one.learning_rate), []).append(summary.read(found.path))
-    return [_row(method, rate, matrices) for (method, rate), matrices in groups.items()]
+            groups.setdefault((one.method, one.learning_rate), []).append(found.path)
+    return [
+        replace(
+            _row(method, rate, [summary.read(path) for path in paths]), tokens=statistics.fmean(map(_tokens, paths))
+        )
+        for (method, rate), paths in groups.items()
+    ]
+
+
+def _tokens(run: Path) -> int:
+    """Trained on by all stages of a run."""
+    return sum(int(facts.get("tokens") or 0) for facts in summary.facts(run).values())
 
 
 def _row(method: str, rate: float | None, matrices: Sequence[dict[str, Any]]) -> Row:
@@ -373,11 +384,11 @@ def text(planned: Sequence[Planned], failed: Mapping[str, str]) -> str:
     def shown(rate: float | None) -> str:
         return "-" if rate is None else f"{rate:g}"
 
-    head = ["method", "rate", "seeds", "learned", "kept", "general", "at the end", "sd"]
+    head = ["method", "rate", "seeds", "learned", "kept", "general", "at the end", "sd", "tokens"]
     lines = [head]
     for row in sorted(rows, key=lambda row: (row.method, row.learning_rate or 0.0)):
         values = [number(row.learned), number(row.kept, True), number(row.general, True)]
-        values += [number(row.end), number(row.spread)]
+        values += [number(row.end), number(row.spread), "-" if row.tokens is None else f"{row.tokens:.3g}"]
         lines.append([row.method, shown(row.learning_rate), str(row.seeds), *values])
     parts = [f"{rows[0].measure}{', %' if percent else ''}: learned P, kept BWT_GEM, general dG_i, at the end AP"]
     parts += [summary.aligned(lines)]

@@ -147,13 +147,14 @@ def _general(view: RunView) -> Tile | None:
 
 
 def _lost_of_general(view: RunView) -> str:
-    """Which general sets are worse than at the start, whatever they are measured by; shares that lost most first."""
+    """Which general sets are worse than at the start, whatever they are measured by; by the share of it that is lost."""
     worse = []
     for name in view.general:
         last, first = view.score(view.rows[-1], name), view.score(view.rows[0], name)
         if last and first and last.value is not None and first.value is not None and verdict(last, first) == "worse":
             change = last.value - first.value
-            worse.append((-abs(change) if last.is_percent else 0.0, name, signed(change, last.is_percent)))
+            share = abs(change) if last.is_percent else min(1.0, abs(change) / max(abs(first.value), 1e-9))
+            worse.append((-share, name, signed(change, last.is_percent)))
     if worse:
         return f" Lost: {_listed([f'{isolated(name)} {said}' for _, name, said in sorted(worse)])}."
     return " None is worse beyond its error." if len(view.rows) > 1 else ""

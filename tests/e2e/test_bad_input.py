@@ -732,7 +732,7 @@ def test_a_second_ctrl_c_stops_at_once(trained_once: Desk, monkeypatch: pytest.M
         patch.setattr(cli, "speaking", lambda: nullcontext(interrupt_twice))
         ended = desk.cpt("run")
     assert ended.code == 130
-    assert ended.errors == ["stopped at once; the same command goes on from the newest checkpoint"]
+    assert ended.errors == ["stopped at once; a run goes on from its newest checkpoint when it is started again"]
     assert desk.committed() == before
     assert desk.cpt("run").code == 0
     assert desk.committed().keys() == {"01_one", "02_two"}
