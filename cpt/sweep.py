@@ -33,6 +33,8 @@ Say = Callable[[str], None]
 Outcome = Literal["done", "failed", "to do"]
 
 PLAIN = "sequential"  # the stream without methods
+REPLAYED = "sequential_replay"
+REPLAY = {"type": "replay", "ratio": 0.25, "earlier": "all"}
 
 
 class Over(Strict):
@@ -52,13 +54,15 @@ class Sweep(Strict):
     stream: str = Field(description="YAML file, or the name of a shipped recipe")
     overrides: list[str] = Field([], description="key=value, on every run")
     over: Over = Field(default_factory=Over, description="methods, learning rates, seeds")
-    baselines: list[Literal["sequential", "joint", "specialist"]] = Field(
-        [], description="the stream without methods; one stage of all rows; each stage alone from the base"
+    baselines: list[Literal["sequential", "sequential_replay", "joint", "specialist"]] = Field(
+        [],
+        description="the stream without methods; with a quarter of its tokens from earlier stages; one stage of all "
+        "rows; each stage alone from the base",
     )
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "Sweep":
-        taken = [name for name in self.over.methods if name in ("sequential", "joint", "specialist", "own")]
+        taken = [name for name in self.over.methods if name in (PLAIN, REPLAYED, "joint", "specialist", "own")]
         refuse(*((("over", "methods", name), name, "is a baseline's name: take another") for name in taken))
         for key in ("learning_rate", "seed"):
             values = getattr(self.over, key)
@@ -139,6 +143,8 @@ def _variants(sweep: Sweep, base: Stream) -> list[tuple[str, Change]]:
     found: list[tuple[str, Change]] = []
     if PLAIN in sweep.baselines:
         found.append((PLAIN, lambda raw: _with_methods(raw, [])))
+    if REPLAYED in sweep.baselines:
+        found.append((REPLAYED, _replayed))
     if not sweep.over.methods:
         found.append(("own", lambda raw: raw))
     for name, methods in sweep.over.methods.items():
@@ -154,6 +160,13 @@ def _variants(sweep: Sweep, base: Stream) -> list[tuple[str, Change]]:
 def _with_methods(raw: dict[str, Any], methods: Sequence[Any]) -> dict[str, Any]:
     for stage in raw["stages"]:
         stage["methods"] = copy.deepcopy(list(methods))
+    return raw
+
+
+def _replayed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Earlier stages' rows as a share of the tokens; in an rft stage, whose tokens nobody knows, of the rows."""
+    for stage in raw["stages"]:
+        stage["methods"] = [REPLAY | ({} if stage.get("kind") == "rft" else {"by": "tokens"})]
     return raw
 
 

@@ -133,3 +133,13 @@ def test_whatever_ends_one_run_the_others_go_on(tmp_path: Path, monkeypatch: pyt
     failed = run_sweep(planned, tmp_path / "kept", lambda line: None)
     assert asked == [one.stream.name for one in planned]
     assert failed == {planned[0].stream.name: "RuntimeError: deep inside"}
+
+
+def test_the_replay_baseline_has_a_share_of_the_tokens(tmp_path: Path) -> None:
+    (made,) = [
+        one for one in plan(sweep(tmp_path, baselines=["sequential_replay"])) if one.method == "sequential_replay"
+    ]
+    (found,) = {str(stage.methods[0]) for stage in made.stream.stages}
+    assert "by='tokens'" in found
+    assert "earlier='all'" in found
+    assert [len(stage.methods) for stage in made.stream.stages] == [1, 1, 1]
