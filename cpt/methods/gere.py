@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GENERAL = Source(hub="HuggingFaceTB/cosmopedia-100k", limit=1000)  # Apache-2.0
 TEMPERATURE = 2.0  # of the divergence, on both sides
+WEIGHTS = {"margin": 10.0, "kl": 1.0, "l1": 1.0, "l2": 1.0}  # from a scan on the tiny world: docs/log.md
 RECORDED = {"margin": "regions", "l1": "features", "l2": "features", "kl": "top_k"}
 
 
@@ -42,8 +43,10 @@ class GeRe(Method):
         0.25, description="share of every effective batch, 0 switches it off; shuffled: among the task's rows"
     )
     keep: Literal["labels", "margin", "kl", "l1", "l2"] = Field("margin", description="what is kept on general rows")
-    weight: float | Literal["dynamic"] = Field(
-        100.0, description="of what is kept; dynamic: as large as the token loss was in the step before"
+    weight: float | Literal["dynamic"] | None = Field(
+        None,
+        description="of what is kept, by default 10 for the margin and 1 for the others; dynamic: as large as the token "
+        "loss was in the step before",
     )
     at_most: float = Field(100.0, gt=0, description="the largest dynamic weight")
     mean: Literal["entries", "violators"] = Field(
@@ -138,6 +141,8 @@ class GeRe(Method):
         return apart.abs() if self.keep == "l1" else apart.square()
 
     def _weight(self, step: "Step") -> float:
+        if self.weight is None:
+            return WEIGHTS[self.keep]
         if self.weight != "dynamic":
             return self.weight
         before = step.previous
