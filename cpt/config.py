@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from cpt import resources
-from cpt.adapters.spec import StageAdapter, adapter_problems, not_new
+from cpt.adapters.spec import StageAdapter, adapter_problems, bare_problems, not_new
 from cpt.data.spec import Name, Source, Sources, Strict, refuse
 from cpt.errors import ConfigError
 from cpt.explain import every_problem
@@ -342,7 +342,7 @@ class Stream(Strict):
             if name not in (known := self.eval_sources()):
                 text = f"is no set of this stream.{did_you_mean(name, known)} Known: {', '.join(known)}."
                 found.append((("evaluation", "within", "sets", i), name, text))
-        found += adapter_problems(self.stages, self.model)
+        found += adapter_problems(self.stages, self.model) + bare_problems(self.stages, self.model)
         if not (info.context or {}).get("stored"):
             found += self.batch_problems()
         kinds = {stage.kind for stage in self.stages}

@@ -42,6 +42,8 @@ NEEDS = {
     "base": ("FSDP", "ZeRO-3", "packing"),
     "whole": ("FSDP", "ZeRO-3"),
     "adapter": ("full weights", "vLLM"),
+    "base without adapter": ("full weights",),
+    "start without adapter": ("full weights",),
     "own passes": ("DeepSpeed", "FSDP"),
 }
 

@@ -246,6 +246,14 @@ def context_length(spec: ModelSpec) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def block_count(spec: ModelSpec) -> int | None:
+    """Decoder layers of the base; None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base_folder(spec), trust_remote_code=spec.trust_remote_code)
+    return getattr(config.get_text_config(), "num_hidden_layers", None)
+
+
 def open_merged(folder: Path, spec: ModelSpec) -> Any:
     """The model of a stage as plain weights in the base's own dtype, its adapters merged. Raises as `open_model`."""
     return _open(_made_of(folder, spec).all_merged(), spec, "none")

@@ -281,7 +281,8 @@ class Row:
     """A method at a learning rate, over its seeds: means, and the standard deviation over seeds where there are two.
 
     learned: P, mean score of a task right after its stage. kept: BWT_GEM. general: change of the general average since
-    the base. end: AP. tokens: trained on by a run, prompts included. All of the measure that most tasks are read by, as it is (a share: 0 to 1).
+    the base. end: AP. All of the measure that most tasks are read by, as it is (a share: 0 to 1). tokens: trained on by
+    a run, prompts included.
     """
 
     method: str

@@ -16,6 +16,7 @@ from cpt.inputs import Inputs, Say, StageInputs
 from cpt.methods.base import Method, StageInfo, named_tensors
 from cpt.models import (
     base_folder,
+    block_count,
     check_adapter,
     context_length,
     open_for_training,
@@ -74,6 +75,9 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     for i, method in enumerate(here.stage.methods):
         if (patterns := getattr(method, "protected", [])) and method.active:
             named_tensors(tensor_names(stream.model), patterns, f"{place}.methods.{i}.protected")
+        if method.active and "blocks" in method.needs and (count := block_count(stream.model)):
+            with _at(f"{place}.methods.{i}"):
+                method.blocks_read(count)
     _check_rewards(here, place)
     if training.get("packing") and (held := _active_needing(here.stage, "base")):
         raise ConfigError(
@@ -377,6 +381,7 @@ def _record(
     of: str = "regions",
     who: str = "base",
     key: str | None = None,
+    make: bool = True,
     precision: str | None,
     device: Any,
     **how: Any,
@@ -384,7 +389,8 @@ def _record(
     """What a model computes on the rows; recorded in RUN/memory unless it is there already.
 
     of: "regions", "features" or "top_k", whose further arguments follow. who: "base", or "start", the weights that
-    the stage starts from. key: identity of that model, where another stage has recorded it. precision: bf16 or fp16
+    the stage starts from. key: identity of that model, where another stage has recorded it. make: False gives None
+    where it is not recorded. precision: bf16 or fp16
     where training computes under autocast. The base is the model itself where that has not moved yet, the model
     without its adapters where those stand on it, else loaded beside it for the while.
     """
@@ -401,6 +407,8 @@ def _record(
     content = [rows.dataset[:]["input_ids"], rows.dataset[:]["labels"]]
     assert info.memory is not None
     folder = info.memory / f"{name}-{digest([settings, content])[:16]}"
+    if not make and not (folder / "about.json").is_file():
+        return None
     with _as_base(stream, here, parent, model) if who == "base" else nullcontext(model) as whole:
         if of == "regions" and how.get("passes") == 1 and not (folder / "about.json").is_file():
             size = activations.scratch_bytes(rows.dataset, whole) / 2**20

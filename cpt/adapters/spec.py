@@ -126,6 +126,31 @@ def not_new(adapter: Adapter | None) -> str | None:
     return None
 
 
+def bare_problems(stages: Sequence["Stage"], model: "ModelSpec") -> list[Problem]:
+    """Methods that look at a stage's model without its adapters, where that is not the model that they are to see."""
+    found: list[Problem] = []
+    is_base, beneath = model.adapter is None, model.adapter is not None
+    for i, stage in enumerate(stages):
+        mode = stage.adapter.mode if stage.adapter else None
+        is_base = is_base and mode is not None and not (mode == "merge_then_new" and beneath)
+        is_start = mode == "merge_then_new" or (mode == "new" and not beneath)
+        beneath = mode is not None
+        for j, method in enumerate(stage.methods):
+            for of, is_it in (("base", is_base), ("start", is_start)):
+                if method.active and f"{of} without adapter" in method.needs and not is_it:
+                    found.append((("stages", i, "methods", j, "to"), of, _not_bare(of, mode)))
+    return found
+
+
+def _not_bare(of: str, mode: str | None) -> str:
+    here = "trains all weights" if mode is None else f"has adapter: {mode}"
+    which = "start" if of == "start" else "stream's base"
+    return (
+        f"the stage {here}, and its model without adapters is not the {which}: set reference: weights, which keeps a "
+        "copy of what the stage trains"
+    )
+
+
 def adapter_problems(stages: Sequence["Stage"], model: "ModelSpec") -> list[Problem]:
     """What does not hold together between the stages' adapters, the start's, and quantization.
 

@@ -55,6 +55,7 @@ class StageInfo:
     what outlives a stage (`cpt.data.memory`). `losses(rows)` are the mean token losses of rows under the weights that
     the stage starts from. `record(model, rows, name, of=, who=)` gives what the stream's base, or those weights,
     compute on token rows (`cpt.data.activations`), recorded once per run; model is the one that `prepare_model` got.
+    key= is the identity of that model, make=False gives None where nothing is recorded of it yet.
     `device` is what the stage trains on: a model is on it once a method has put it there, or the trainer.
     `adapters_off` says what the model is without its adapters: "base", "start", both or neither. `open_base()` loads
     the stream's base.
@@ -142,10 +143,11 @@ class Method(BaseModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it takes beside its hooks: "hidden" (Step.hidden and Step.head), "base" (StageInfo.record: not under
-        ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at other weights: not under ZeRO-3 or
-        FSDP), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with vLLM), "own passes"
-        (the model is run between the trainer's passes: not under DeepSpeed or FSDP)."""
+        """What it takes beside its hooks: "hidden" (Step.hidden and Step.head), "blocks" (Step.blocks), "base" (what
+        StageInfo.record gives: not under ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at
+        other weights: not under ZeRO-3 or FSDP), "base without adapter", "start without adapter" (the model with its
+        adapters off is that one), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with
+        vLLM), "own passes" (the model is run between the trainer's passes: not under DeepSpeed or FSDP)."""
         return frozenset()
 
     @property
@@ -153,6 +155,10 @@ class Method(BaseModel):
         """What it changes after the backward pass: "gradients", "weights", or "drops": it takes gradients away."""
         hooks = {"gradients": "edit_gradients", "weights": "edit_weights"}
         return frozenset(of for of, hook in hooks.items() if getattr(type(self), hook) is not getattr(Method, hook))
+
+    def blocks_read(self, count: int) -> list[int]:
+        """With "blocks" in `needs`: numbers, from 0, of the blocks whose outputs it reads, in a model of so many."""
+        return []
 
     def check(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
         """Problems as (field, sentence), with an effective batch of this size and the names of the stages before."""
@@ -215,4 +221,4 @@ HOOKS = frozenset(
     {"active", "check", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
-CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent"}
+CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent", "blocks_read"}

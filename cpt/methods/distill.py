@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import refuse
-from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo, Term
 
 if TYPE_CHECKING:
@@ -71,10 +70,13 @@ class Distill(Method):
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Record likely tokens, or copy the weights, on the weights that the stage starts from."""
+        from cpt.methods.weights import copied
+
         if self.to in stage.adapters_off and self.reference != "cached":
             self._how = "adapter"
         elif self.to == "average" or self.reference == "weights":
-            self._how, self._weights = "weights", self._copied(model, stage)
+            place = f"stages.{stage.name}.methods.distill.reference = 'weights'"
+            self._how, self._weights = "weights", copied(model, stage, self.to, place, "take auto")
         else:
             assert stage.record is not None
             self._how, kept = (
@@ -85,19 +87,6 @@ class Distill(Method):
                 rows = self._data.sources[name]
                 self._recordings[name] = stage.record(model, rows, f"distill-{stage.name}-{name}", **kept)
         return model
-
-    def _copied(self, model: "nn.Module", stage: StageInfo) -> "dict[str, Tensor]":
-        """The trained weights as they are, or as the base has them."""
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if self.to != "base":
-            return {name: p.detach().clone() for name, p in trained.items()}
-        assert stage.open_base is not None
-        base = dict(stage.open_base().named_parameters())
-        if missing := sorted(trained.keys() - base.keys()):
-            raise DataError(
-                f"stages.{stage.name}.methods.distill.reference = 'weights': the base has no {missing[0]}: take auto"
-            )
-        return {name: base[name].detach().to(p) for name, p in trained.items()}
 
     def _origins(self) -> list[str]:
         return list(self._data.sources) if self.on == "all" else ["task"]
@@ -119,9 +108,9 @@ class Distill(Method):
         assert head is not None
         if self._how != "cached":
             weights = self._weights if self._how == "weights" else None
-            other, other_head = step.reference(f"{self.to}", weights)
-            kept = other[rows][:, :-1][where]
-            return divergence(head, hidden, other_head, kept, self.direction, self.temperature).sum()
+            seen = step.reference(self.to, weights)
+            kept = seen.hidden[rows][:, :-1][where]
+            return divergence(head, hidden, seen.head, kept, self.direction, self.temperature).sum()
         tokens, log_probs = self._recordings[name].top_k(step.row[rows].tolist(), hidden.device)
         if self.temperature == 1.0:
             label, known = step.inputs["labels"][rows][:, 1:][where], step.log_probs[rows][where]

@@ -45,8 +45,8 @@ class GeRe(Method):
     keep: Literal["labels", "margin", "kl", "l1", "l2"] = Field("margin", description="what is kept on general rows")
     weight: float | Literal["dynamic"] | None = Field(
         None,
-        description="of what is kept, by default 10 for the margin and 1 for the others; dynamic: as large as the token "
-        "loss was in the step before",
+        description="of what is kept, by default 10 for the margin and 1 for the others; dynamic: as large as the "
+        "token loss was in the step before",
     )
     at_most: float = Field(100.0, gt=0, description="the largest dynamic weight")
     mean: Literal["entries", "violators"] = Field(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 OURS = {
     "a_gem": "cpt.methods.a_gem:AGEM",
+    "block_anchor": "cpt.methods.block_anchor:BlockAnchor",
+    "der": "cpt.methods.der:DER",
     "distill": "cpt.methods.distill:Distill",
     "ewc": "cpt.methods.ewc:EWC",
     "gere": "cpt.methods.gere:GeRe",

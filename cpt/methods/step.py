@@ -1,14 +1,25 @@
 """What a method's hooks see of one micro-batch, and of the trainable tensors between steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cpt.losses.divergences import Head
     from cpt.methods.base import Term
+
+
+class Seen(NamedTuple):
+    """What other weights compute on a micro-batch, without gradient.
+
+    hidden: (B, T, H) what the head reads. head: that head. blocks: as `Step.blocks`.
+    """
+
+    hidden: "Tensor"
+    head: "Head"
+    blocks: "Sequence[Any]" = ()
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Step:
                "<origin>_tokens", "<origin>_rows".
     number:    optimizer steps done so far in this stage.
     hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden". head: that head.
+    blocks:    (B, T, H) for each block, what it gives to the next, with gradient; None for those that no method reads.
     previous:  terms and notes of the optimizer step before, over all ranks, as `method/name`; empty in the first.
     notes:     what `note` took.
     """
@@ -40,8 +52,9 @@ class Step:
     number: int
     hidden: Any = None
     head: "Head | None" = None
-    look: "Callable[..., tuple[Tensor, Head]] | None" = None
-    seen: "dict[str, tuple[Tensor, Head]]" = field(default_factory=dict)
+    blocks: "Sequence[Any]" = ()
+    look: "Callable[..., Seen] | None" = None
+    seen: dict[str, Seen] = field(default_factory=dict)
     previous: dict[str, float] = field(default_factory=dict)
     notes: "dict[str, Term]" = field(default_factory=dict)
 
@@ -49,8 +62,8 @@ class Step:
         """Have a quantity logged as `method/name`, reduced as a term is; it adds nothing to the loss."""
         self.notes[name] = term
 
-    def reference(self, name: str, weights: "dict[str, Tensor] | None" = None) -> "tuple[Tensor, Head]":
-        """(B, T, H) what the head reads under other weights, and that head; one pass without gradient.
+    def reference(self, name: str, weights: "dict[str, Tensor] | None" = None) -> Seen:
+        """What other weights compute: hidden states, head and block outputs; one pass without gradient.
 
         weights: by parameter name, in the place of the model's own; None: the model without its adapters. The pass is
         made once for a name, however many methods ask; every rank must ask alike.

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 
 from cpt.checkpoints import rotate, seal, size_of, write_json
+from cpt.data.blocks import blocks, by_number, hidden_of
 from cpt.data.recording import backbone
 from cpt.errors import TrainingError
 from cpt.methods.base import HOOKS, Method, StageInfo, Term
@@ -81,6 +82,7 @@ class Seam:
         self._parts: dict[str, Any] = {}
         self._previous: dict[str, float] = {}
         self._hidden: Any = None
+        self._layers, self._read, self._given = list[Any](), list[int](), dict[int, torch.Tensor]()
         self.bytes_written = 0  # to checkpoints, by this launch
         super().__init__(*args, **kwargs)
         # The trainer would drop the older checkpoint before the newer one is vouched for: we do it after.
@@ -96,6 +98,7 @@ class Seam:
             model.register_forward_hook(self._capture, with_kwargs=True)
         if any("hidden" in method.needs for method in methods):
             backbone(model).register_forward_hook(self._capture_hidden)
+        self._watch_blocks([method for method in methods if "blocks" in method.needs])
 
     # ---- rows -----------------------------------------------------------------------------------------
 
@@ -115,6 +118,30 @@ class Seam:
     def _capture_hidden(self, module: Any, args: Any, output: Any) -> None:
         if self._armed and torch.is_grad_enabled():
             self._hidden = output.last_hidden_state
+
+    def _watch_blocks(self, readers: Sequence[Method]) -> None:
+        """Have the outputs kept of the blocks that methods read."""
+        if not readers:
+            return
+        self._layers = blocks(self.model)
+        self._read = sorted({number for method in readers for number in method.blocks_read(len(self._layers))})
+        for number in self._read:
+            self._layers[number].register_forward_hook(partial(self._capture_block, number))
+
+    def _capture_block(self, number: int, module: Any, args: Any, output: Any) -> None:
+        if self._armed and torch.is_grad_enabled() and (hidden := hidden_of(output)) is not None:
+            self._given[number] = hidden
+
+    def _block_outputs(self) -> Any:
+        """What the blocks gave in the forward that was captured last. Raises TrainingError where one hid it."""
+        found, self._given = self._given, {}
+        if missing := sorted(set(self._read) - found.keys()):
+            raise TrainingError(
+                f"stage {self._stage.name!r}: blocks {missing} gave no output with gradient: this model's gradient "
+                "checkpointing hides them; set training.gradient_checkpointing_kwargs: {use_reentrant: false}, or "
+                "training.gradient_checkpointing: false"
+            )
+        return by_number(found, len(self._layers))
 
     def _watched_loss(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """TRL's loss, its forward's inputs and outputs kept for the methods."""
@@ -142,7 +169,8 @@ class Seam:
             number=self.state.global_step,
             hidden=hidden,
             head=head_of(self.model) if hidden is not None else None,
-            look=partial(look, self.model),
+            blocks=self._block_outputs(),
+            look=partial(look, self.model, layers=self._layers, read=self._read),
             previous=self._previous,
         )
 

@@ -1,14 +1,16 @@
 """What another set of weights computes on the batch at hand: one pass without gradient, and nothing else changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cpt.data.blocks import by_number, keeping
 from cpt.data.recording import backbone
 from cpt.losses.divergences import Head
+from cpt.methods.step import Seen
 
 Weights = dict[str, Tensor]
 PASSED = ("input_ids", "attention_mask", "position_ids")
@@ -30,17 +32,29 @@ def head_of(model: Any) -> Head:
     )
 
 
-def look(model: Any, inputs: dict[str, Tensor], weights: Weights | None = None) -> tuple[Tensor, Head]:
-    """(B, T, H) hidden states of the batch, and the head that reads them; detached.
+def look(
+    model: Any,
+    inputs: dict[str, Tensor],
+    weights: Weights | None = None,
+    layers: Sequence[Any] = (),
+    read: Sequence[int] = (),
+) -> Seen:
+    """Hidden states of the batch, the head that reads them, outputs of blocks; detached.
 
     model: on its device, not wrapped for several processes. weights: by parameter name, put in the place of the
-    model's own for the while; None: the model without its adapters. Runs in eval mode and draws no random number.
+    model's own for the while; None: the model without its adapters. layers: the model's blocks; read: numbers of those
+    whose outputs are kept. Runs in eval mode and draws no random number.
     """
     with torch.no_grad(), evaluating(model), without_adapters(model) if weights is None else holding(model, weights):
         given = {name: inputs[name] for name in PASSED if name in inputs}
-        hidden = backbone(model)(**given, use_cache=False).last_hidden_state
+        with keeping({number: layers[number] for number in read}) as found:
+            hidden = backbone(model)(**given, use_cache=False).last_hidden_state
         head = head_of(model)
-        return hidden, Head(head.weight.detach(), head.bias, head.scale, head.softcap)
+        return Seen(
+            hidden,
+            Head(head.weight.detach(), head.bias, head.scale, head.softcap),
+            by_number(found, len(layers)),
+        )
 
 
 @contextmanager

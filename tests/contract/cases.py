@@ -88,4 +88,16 @@ CASES = {
         lora=True,
         also=[{"type": "projection", "general": {"rows": GENERAL_ROWS}, "energy": 0.9, "max_rank": 3}],
     ),
+    "block_anchor": Case(
+        {"type": "block_anchor", "weight": 0.5, "reference": "weights"},
+        vanishing={"weight": 1e-30},
+        also=[
+            {"type": "block_anchor", "weight": 3.0, "reference": "weights", "to": "base", "blocks": [0]},
+            {"type": "block_anchor", "weight": 0.5, "reference": "weights", "blocks": 1, "on": "all"},
+        ],
+    ),
+    "der": Case(
+        {"type": "der", "ratio": 0.5, "alpha": 0.5},
+        also=[{"type": "der", "ratio": 0.25, "alpha": 0.0}, {"type": "der", "ratio": 0.25, "beta": 0.0, "top_k": 4}],
+    ),
 }

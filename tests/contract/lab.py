@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ class Lab:
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
         about = {"parent": "start", "memory": self.memory, "record": self.recorded, "open_base": self.model}
         about["adapters_off"] = frozenset({"base", "start"} if lora else ())
+        about |= {"earlier": (("before", self.before()),), "identities": {"before": "start"}}
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, **about)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
@@ -138,7 +139,24 @@ class Lab:
             method.finish_stage(trained.model, info)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
 
-    def recorded(self, model: Any, rows: Any, name: str, *, of: str = "regions", who: str = "base", **how: Any) -> Any:
+    def before(self) -> Any:
+        """Rows of a stage before this one, which left the weights as they were."""
+        from cpt.data.sources import load
+        from cpt.data.spec import Source
+
+        return load(Source(rows=GENERAL_ROWS), None, "before")
+
+    def recorded(
+        self,
+        model: Any,
+        rows: Any,
+        name: str,
+        *,
+        of: str = "regions",
+        who: str = "base",
+        make: bool = True,
+        **how: Any,
+    ) -> Any:
         """What a method asks of its rows; recorded once a lab, whose base every stage starts from."""
         from cpt.data import activations
         from cpt.data.memory import entry
@@ -147,19 +165,35 @@ class Lab:
         own = {name: value for name, value in how.items() if name not in ("key", "precision", "device")}
         about = {"of": of, "who": who, "rows": rows.ids, **own}
         folder = entry(self.memory, name, {**about, "ids": rows.dataset["input_ids"][:]})
+        if not make and not (folder / "about.json").is_file():
+            return None
         return getattr(activations, f"record_{of}")(Recorder(model, rows.dataset, folder, **launched()), about, **own)
+
+    def batch(self, step: int, methods: Sequence[Any] = (), kind: str = "sft") -> list[dict[str, Any]]:
+        """The rows of an optimizer step, from 0, with their `origin` and `row`; four a batch, as `stage` draws them."""
+        from cpt.data.sampler import MixedSampler
+        from cpt.train_stage import fresh_methods
+
+        config = configured(methods, kind, TRAINING)
+        data, info = self.data(config, TRAINING), StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=4)
+        for method in fresh_methods(config):
+            method.prepare_data(data, replace(info, earlier=(("before", self.before()),), memory=self.memory))
+        numbers = list(MixedSampler(data.sizes, data.rows_per_batch(4), 4, step + 1, seed=11))[4 * step :]
+        rows = data.dataset()
+        return [rows[i] for i in numbers]
 
     def data(self, config: Stage, training: dict[str, Any]) -> StageData:
         """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""
         from cpt.data.prompted import prompted
-        from cpt.data.sources import drawn, load_all
+        from cpt.data.sources import Loaded, drawn, load_all
         from cpt.data.tokens import tokenise
         from cpt.trainers.sft import token_settings
 
         settings = token_settings(training, "auto")
 
         def load(sources: Any, place: str, most: int | None = None) -> Any:
-            return tokenise(drawn(load_all(sources, None, place), most, 0), self.tokenizer, settings, place)
+            found = sources if isinstance(sources, Loaded) else load_all(sources, None, place)
+            return tokenise(drawn(found, most, 0), self.tokenizer, settings, place)
 
         data = StageData(load)
         if config.kind == "rft":

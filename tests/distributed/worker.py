@@ -25,7 +25,16 @@ for _name, _case in CASES.items():
     STAGES[f"{_name}_lora"] = ([_case.settings], "sft", True)
     for _i, _also in enumerate((*_case.also, *_case.not_rft, *_case.not_lora)):
         STAGES[f"{_name}_also_{_i}"] = ([_also], "sft", _case.lora)
-STAGES["all_together"] = ([case.settings for case in CASES.values() if not case.lora], "sft", False)
+_SHARE = {"ratio": 0.25}  # of each that adds rows, or four rows would leave none to the task
+STAGES["all_together"] = (
+    [
+        case.settings | (_SHARE if name in ("replay", "gere", "der") else {})
+        for name, case in CASES.items()
+        if not case.lora
+    ],
+    "sft",
+    False,
+)
 
 
 def main(folder: Path) -> None:

@@ -3,8 +3,8 @@
     python -m tests.evidence.retention [--seeds 3] [--workers 2] [--runs runs/retention] [--scan]
 
 About an hour of two cores; a run that is finished is kept, so interrupted, or with a method more, the same command goes
-on. `--scan` tries the strengths in `SCAN` first, on a seed that is not in the table, and prints them. `METHODS` takes of
-each kind the one that kept most general ability among those within five points of the most that its kind learned.
+on. `--scan` tries the strengths in `SCAN` first, on a seed that is not in the table, and prints them. `METHODS` takes
+of each kind the one that kept most general ability among those within five points of the most that its kind learned.
 """
 
 import argparse

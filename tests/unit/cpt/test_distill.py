@@ -57,7 +57,7 @@ def test_the_logged_divergence_is_the_formula(lab: Lab) -> None:
     first = lab.stage(**(sgd | {"max_steps": 1}))
     start, moved = lab.model(), lab.model()
     moved.load_state_dict(first.after, strict=False)
-    rows = second_batch(lab)
+    rows = lab.batch(1)
     total, count = 0.0, 0
     for row in rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
@@ -67,15 +67,6 @@ def test_the_logged_divergence_is_the_formula(lab: Lab) -> None:
         total += float((p.exp() * (p - q)).sum(1)[learned].sum())
         count += int(learned.sum())
     assert logged(faint)[1] == pytest.approx(total / count, rel=1e-3)
-
-
-def second_batch(lab: Lab) -> list[dict[str, Any]]:
-    from cpt.data.sampler import MixedSampler
-    from tests.contract.lab import TRAINING, configured
-
-    data = lab.data(configured([], "sft", TRAINING), TRAINING)
-    numbers = list(MixedSampler(data.sizes, {}, 4, 2, seed=11))[4:]
-    return [data.sources["task"].dataset[i] for i in numbers]
 
 
 def test_a_stronger_weight_keeps_the_model_nearer(lab: Lab) -> None:
