@@ -147,7 +147,7 @@ def _general(view: RunView) -> Tile | None:
 
 
 def _lost_of_general(view: RunView) -> str:
-    """Which general sets are worse than at the start, whatever they are measured by; first what lost most of its own."""
+    """Which general sets are worse than at the start, whatever the measure; first what lost most of its own."""
     worse = []
     for name in view.general:
         last, first = view.score(view.rows[-1], name), view.score(view.rows[0], name)
