@@ -219,7 +219,7 @@ def run_sweep(planned: Sequence[Planned], folder: Path, say: Say) -> dict[str, s
     for number, one in enumerate(planned, start=1):
         say(f"sweep: {number} of {len(planned)}, {one.stream.name}")
         try:
-            run(one.stream, say=say)
+            run(one.stream, say=_briefly(say) if outcome(one) == "done" else say)
         except Stopped:
             raise
         except Exception as error:  # one run's end is not the sweep's
@@ -228,6 +228,16 @@ def run_sweep(planned: Sequence[Planned], folder: Path, say: Say) -> dict[str, s
             say(f"failed: {failed[one.stream.name]}")
         _keep(planned, failed, folder)
     return failed
+
+
+def _briefly(say: Say) -> Say:
+    """Of a run that is finished: that it is, not its tables and notes once more."""
+
+    def heard(line: str) -> None:
+        if not line.startswith((" ", "note: ")):
+            say(line)
+
+    return heard
 
 
 def outcome(one: Planned) -> Outcome:

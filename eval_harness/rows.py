@@ -5,7 +5,7 @@ A raw row (a JSON object, a line of CSV, a record of a hub data set) is recognis
     {instruction, input?, answer | output | response, choices?}   instruction tuning
     {question, choices, answer_index}                             multiple choice
     {question, answer, choices?}                                  question and answer
-    {prompt, completion}                                          TRL: two strings, or two lists of messages
+    {prompt, completion, choices?}                                TRL: two strings, or two lists of messages
     {messages}                                                    a conversation
     {text}                                                        plain text
 
@@ -34,7 +34,7 @@ FIELDS = (
 )
 FORMS = (
     "{instruction, input?, answer|output|response, choices?}, {question, choices, answer_index}, "
-    "{question, answer, choices?}, {prompt, completion}, {messages}, {text}"
+    "{question, answer, choices?}, {prompt, completion, choices?}, {messages}, {text}"
 )
 
 Message = dict[str, str]
@@ -141,7 +141,14 @@ def _prompt_completion(row: Mapping[str, Any]) -> Row:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and not _is_list(completion):
         answer = _string(row, "completion", "answer")
-        return Row("completion", prompt=_string(row, "prompt"), completion=answer, references=_references(row, answer))
+        choices = _among(row, answer)
+        return Row(
+            "completion",
+            prompt=_string(row, "prompt"),
+            completion=answer,
+            choices=choices,
+            references=_references(row, answer, choices),
+        )
     if not (_is_list(prompt) and _is_list(completion)):
         raise RowError(
             f"`prompt` is {type(prompt).__name__} and `completion` is {type(completion).__name__}: "
@@ -153,8 +160,14 @@ def _prompt_completion(row: Mapping[str, Any]) -> Row:
     answer = answer_messages[0]["content"]
     if not answer.strip():
         raise RowError("row with an empty answer: `completion` has no text")
-    messages = _messages(row, "prompt")
-    return Row("completion", messages=messages, completion=answer, references=_references(row, answer))
+    choices = _among(row, answer)
+    return Row(
+        "completion",
+        messages=_messages(row, "prompt"),
+        completion=answer,
+        choices=choices,
+        references=_references(row, answer, choices),
+    )
 
 
 def _instruction(row: Mapping[str, Any]) -> Row:
@@ -174,9 +187,7 @@ def _answered(row: Mapping[str, Any], prompt: str, names: Sequence[str]) -> Row:
         answer = choices[_index(row["answer_index"], len(choices))]
     else:
         answer = _answer(row, names)
-    if choices and answer not in choices:
-        hint = " If it is a position, map it: `fields: {answer_index: answer}`." if answer.isdigit() else ""
-        raise RowError(f"answer {answer!r} is not among the choices {list(choices)}.{hint}")
+    _among(row, answer)
     return Row(
         "completion",
         prompt=prompt,
@@ -187,6 +198,15 @@ def _answered(row: Mapping[str, Any], prompt: str, names: Sequence[str]) -> Row:
         perturbed=_perturbed(row),
         references=_references(row, answer, choices),
     )
+
+
+def _among(row: Mapping[str, Any], answer: str) -> tuple[str, ...]:
+    """The row's choices. Raises RowError where the answer is none of them."""
+    choices = _choices(row)
+    if choices and answer not in choices:
+        hint = " If it is a position, map it: `fields: {answer_index: answer}`." if answer.isdigit() else ""
+        raise RowError(f"answer {answer!r} is not among the choices {list(choices)}.{hint}")
+    return choices
 
 
 def _references(row: Mapping[str, Any], answer: str, choices: Sequence[str] = ()) -> tuple[str, ...]:

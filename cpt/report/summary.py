@@ -129,6 +129,9 @@ def summary_lines(matrix: dict[str, Any]) -> list[str]:
 WITHIN = {"min_acc": "min-ACC", "wc_acc": "WC-ACC", "wf_10": "WF^10", "wp_10": "WP^10", "min_general": "worst general"}
 
 
+WITHIN_SAID = "(what was lost on the way and came back: docs/within_stage.md says what each is)"
+
+
 def within_table(matrix: dict[str, Any]) -> list[list[str]]:
     """Header and one line per stage that was scored while it trained: its stability gap, in points of a share."""
     scored = [row for row in matrix["rows"] if "within" in row]
@@ -149,7 +152,7 @@ LEVELS = ("AP", "MAA", "P")  # scores; the others are changes, and carry a sign
 
 def _metric(metric: dict[str, Any]) -> str:
     name = metric["formula"].split(" = ")[0]
-    return f"{name} {100 * metric['value']:{'' if name in LEVELS else '+'}.1f}"
+    return f"{name} {points(metric['value'], '' if name in LEVELS else '+')}"
 
 
 def text(runs: Sequence[Path]) -> str:
@@ -158,7 +161,7 @@ def text(runs: Sequence[Path]) -> str:
     parts = []
     for name, matrix in matrices.items():
         parts += [name, aligned(table(matrix)), *summary_lines(matrix), ""]
-        parts += [aligned(gap), ""] if (gap := within_table(matrix)) else []
+        parts += [aligned(gap), WITHIN_SAID, ""] if (gap := within_table(matrix)) else []
     if len(matrices) > 1:
         parts += ["general average after each stage, then AP and forgetting (exact match, %)"]
         parts += [aligned(side_by_side(matrices))]

@@ -137,3 +137,17 @@ def test_normalise_by_hand():
 def test_normalise_ignores_outer_and_repeated_space(text):
     assert normalise(f" \n{text}\t") == normalise(text)
     assert "  " not in normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [("Sky? ", "blue"), ([{"role": "user", "content": "Sky?"}], [{"role": "assistant", "content": "blue"}])],
+)
+def test_a_prompt_and_completion_may_bring_choices(prompt, completion) -> None:
+    row = {"prompt": prompt, "completion": completion}
+    found = canonical(row | {"choices": ["green", "blue"]})
+    assert found.choices == ("green", "blue")
+    assert canonical(row).id != found.id
+    assert canonical(row).choices == ()
+    with pytest.raises(RowError, match="'blue' is not among the choices"):
+        canonical(row | {"choices": ["green", "red"]})
