@@ -79,6 +79,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
             with _at(f"{place}.methods.{i}"):
                 method.blocks_read(count)
     _check_rewards(here, place)
+    _check_shares(stream, here, place)
     if training.get("packing") and (held := _active_needing(here.stage, "base")):
         raise ConfigError(
             f"{place}.training.packing = true: {', '.join(held)} knows what the base computed of each row alone: "
@@ -89,6 +90,22 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
+
+
+def _check_shares(stream: Stream, here: StageInputs, place: str) -> None:
+    """A method that adds its own rows alone has as many as every effective batch is to hold of them."""
+    found = []
+    for i, method in enumerate(here.stage.methods):
+        own = [rows for where, rows in here.method_rows.items() if where.startswith(f"{place}.methods.{i}.")]
+        share = sum(method.quotas(stream.batch_rows(here.stage)).values()) if method.active else 0
+        held = sum(len(rows.rows) for rows in own)
+        if own and share > held and not getattr(method, "earlier", None):
+            found.append(
+                f"{place}.methods.{i}.ratio = {getattr(method, 'ratio', None)}: is {share} rows of every effective "
+                f"batch, and there are {held}: give more rows, or a smaller ratio"
+            )
+    if found:
+        raise ConfigError(*found)
 
 
 def _check_rewards(here: StageInputs, place: str) -> None:

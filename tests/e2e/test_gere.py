@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cpt import ConfigError, DataError, Run, Stream, run
+from cpt import ConfigError, Run, Stream, run
 from cpt.data.recording import Recorder
 
 pytestmark = pytest.mark.e2e
@@ -152,6 +152,6 @@ def test_shuffled_rows_come_among_the_tasks(tmp_path: Path) -> None:
 
 def test_fewer_general_rows_than_a_batch_is_to_hold_are_refused(tmp_path: Path) -> None:
     few = GERE | {"general": {"task": "tiny_world/general", "limit": 3}}
-    with pytest.raises(DataError, match="gere: holds 3 rows, fewer than the 4 of every effective batch"):
+    with pytest.raises(ConfigError, match=r"ratio = 0.25: is 4 rows of every effective batch, and there are 3"):
         run(stream(tmp_path, few))
-    assert not list(tmp_path.glob("*/stages/01*/checkpoints"))
+    assert not list(tmp_path.glob("*/stages/0*/DONE"))
