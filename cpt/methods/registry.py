@@ -21,6 +21,7 @@ OURS = {
     "block_anchor": "cpt.methods.block_anchor:BlockAnchor",
     "der": "cpt.methods.der:DER",
     "distill": "cpt.methods.distill:Distill",
+    "eaft": "cpt.methods.eaft:EAFT",
     "ewc": "cpt.methods.ewc:EWC",
     "gere": "cpt.methods.gere:GeRe",
     "hft": "cpt.methods.hft:HFT",

@@ -180,10 +180,13 @@ class Seam:
         for method in self._adders:
             for name, term in method.loss_terms(step).items():
                 added = added + self._share(f"{method.type}/{name}", term)
-            for name, term in step.notes.items():
-                self._share(f"{method.type}/{name}", term)
-            step.notes.clear()
+            self._log_notes(method, step)
         return added
+
+    def _log_notes(self, method: Method, step: Step) -> None:
+        for name, term in step.notes.items():
+            self._share(f"{method.type}/{name}", term)
+        step.notes.clear()
 
     def _share(self, name: str, term: Term) -> torch.Tensor:
         """This micro-batch's part of a term: its sum over what it names, logged."""
@@ -196,7 +199,11 @@ class Seam:
 
     def _weights(self, step: Step) -> torch.Tensor | None:
         """The product of the methods' token weights, (rows, tokens - 1), or None where all are 1."""
-        weights = [w for method in self._weighers if (w := method.weigh_tokens(step)) is not None]
+        weights = []
+        for method in self._weighers:
+            factors = method.weigh_tokens(step)
+            self._log_notes(method, step)
+            weights += [] if factors is None else [factors]
         return torch.stack(weights).prod(0).detach() if weights else None
 
     def _log_sum(self, name: str, value: torch.Tensor) -> None:

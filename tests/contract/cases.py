@@ -34,6 +34,11 @@ class Case:
 CONTRARY_ROWS = [{"prompt": row["prompt"], "completion": "q q q x x x"} for row in TASK_ROWS[:10]]
 
 CASES = {
+    "eaft": Case(
+        {"type": "eaft"},
+        vanishing={"alpha": 1e-30},
+        also=[{"type": "eaft", "alpha": 2.0, "top_k": 5, "on": "all"}],
+    ),
     "a_gem": Case(
         {"type": "a_gem", "rows": 4, "general": {"rows": CONTRARY_ROWS}},
         also=[{"type": "a_gem", "rows": 20, "general": {"rows": CONTRARY_ROWS}}],
