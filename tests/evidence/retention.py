@@ -70,6 +70,9 @@ METHODS: dict[str, Way] = {
     "ewc": Way([{"type": "ewc", "strength": 100.0, "general": ROWS, "earlier": "all"}]),
     "l2_sp": Way([{"type": "l2_sp", "strength": 0.1}]),
     "a_gem": Way([{"type": "a_gem", "rows": 16, "general": ROWS, "earlier": "all"}]),
+    "der": Way([{"type": "der", "ratio": 0.25}]),
+    "eaft": Way([{"type": "eaft"}]),
+    "block_anchor": Way([{"type": "block_anchor", "reference": "weights"}]),
     "sequential, LoRA 16": Way(adapter=NEW),
     "projection, LoRA 16": Way([{"type": "projection", "general": ROWS, "earlier": "all"}], NEW),
 }
