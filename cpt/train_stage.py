@@ -79,7 +79,6 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
             with _at(f"{place}.methods.{i}"):
                 method.blocks_read(count)
     _check_rewards(here, place)
-    _check_shares(stream, here, place)
     if training.get("packing") and (held := _active_needing(here.stage, "base")):
         raise ConfigError(
             f"{place}.training.packing = true: {', '.join(held)} knows what the base computed of each row alone: "
@@ -90,6 +89,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
+    _check_shares(stream, here, place)
 
 
 def _check_shares(stream: Stream, here: StageInputs, place: str) -> None:
