@@ -7,13 +7,14 @@ not a number, a full disk; 75 stopped by SIGTERM, 130 by Ctrl-C: the same comman
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cpt.command import as_command
-from cpt.errors import ConfigError, RunDirError, TrainingError
+from cpt.errors import ConfigError, RunDirError, TrainingError, UserStopped
 from cpt.terminal import speaking
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+GOES_ON = {"run", "resume", "eval", "sweep"}  # started again, they go on from where they were stopped
 
 StreamFile = Annotated[str, typer.Argument(metavar="STREAM", help="YAML file, or the name of a shipped recipe")]
 Overrides = Annotated[
@@ -220,6 +223,7 @@ def sweep(
 ) -> None:
     """Run a stream under several methods, learning rates and seeds, with baselines, at equal budget; then compare."""
     from cpt import sweep as sweeps
+    from cpt import sweep_run
 
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
@@ -234,10 +238,8 @@ def sweep(
     folder = sweeps.folder(parsed, planned)
     sweeps.to_yaml(planned, folder)
     with speaking() as say:
-        failed = sweeps.run_sweep(planned, folder, say)
-    found = sweeps.text(planned, failed)
-    (folder / "sweep.txt").write_text(found + "\n", encoding="utf-8")
-    typer.echo(f"\n{found}\n\nwrote {folder}")
+        failed = sweep_run.run_sweep(planned, folder, say)
+    typer.echo(f"\n{sweep_run.finish(planned, failed, folder)}\n\nwrote {folder}")
     if failed:
         raise typer.Exit(4)
 
@@ -338,7 +340,18 @@ def _show(path: Path) -> None:
 
 def main() -> None:
     """Entry point."""
-    as_command(app)
+    as_command(_command)
+
+
+def _command() -> None:
+    """The command that was asked for; one that trains and measures nothing has nothing to go on from when stopped."""
+    try:
+        app()
+    except (KeyboardInterrupt, SystemExit) as end:  # 130 is what typer makes of the first
+        is_stopped = isinstance(end, KeyboardInterrupt) or end.code == 130
+        if is_stopped and not GOES_ON.intersection(sys.argv[1:2]):
+            raise UserStopped("stopped by Ctrl-C") from end
+        raise
 
 
 if __name__ == "__main__":

@@ -207,15 +207,18 @@ def _bounds(metadata: list[Any]) -> str:
 
 
 def text(methods: list[MethodFacts]) -> str:
-    """A line or two for each method: name, kinds of stages, what it is."""
+    """A line or two for each method: name, kinds of stages, what it is, where it does not work by default."""
     wide = max(len(method.name) for method in methods) if methods else 0
     blocks = []
     for method in methods:
         kinds = " ".join(method.kinds)
-        said = f"{kinds}: {method.summary}" if method.problem is None else f"cannot be imported: {method.problem}"
+        limits = f" Not under {', '.join(method.refused)}." if method.refused else ""
+        said = f"{kinds}: {method.summary}{limits}"
+        if method.problem is not None:
+            said = f"cannot be imported: {method.problem}"
         indent = " " * (wide + 2)
         blocks.append(textwrap.fill(said, WIDTH, initial_indent=f"{method.name:{wide}}  ", subsequent_indent=indent))
-    return "\n".join([*blocks, "", "cpt methods NAME shows fields, costs and where it works"])
+    return "\n".join([*blocks, "", "cpt methods NAME shows fields, costs and more; limits are those of the defaults"])
 
 
 def page(method: MethodFacts) -> str:
@@ -229,7 +232,7 @@ def page(method: MethodFacts) -> str:
         "stages": ", ".join(method.kinds),
         "cost": method.cost,
         "does": "; ".join(HOOKS[hook] for hook in method.hooks) or None,
-        "refused": ", ".join(method.refused) or "nowhere",
+        "refused": f"{', '.join(method.refused)} (as it is by default)" if method.refused else "nowhere",
         "absent at": _setting(method.absent) if method.absent else "no setting",
         "from": method.home,
         "more": method.page,

@@ -59,9 +59,18 @@ def text(found: list[Recipe]) -> str:
 
 def next_step(file: Path) -> str:
     """The commands for a recipe's copy."""
-    if "sweep" in _recipe(file.stem, file).kinds:
+    if _is_sweep(file):
         return f"cpt sweep {file} --list; cpt sweep {file}"
     return f"cpt validate {file}; cpt run {file}"
+
+
+def _is_sweep(file: Path) -> bool:
+    """A file that is no stream, nor any YAML, was copied all the same: `cpt validate` says what is wrong with it."""
+    try:
+        raw = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, ValueError):
+        return False
+    return isinstance(raw, dict) and "stream" in raw and not raw.keys() & {"model", "stages"}
 
 
 def copy(recipe: str, target: Path, force: bool = False) -> Path:
@@ -72,10 +81,10 @@ def copy(recipe: str, target: Path, force: bool = False) -> Path:
     if target.exists() and not force:
         raise ConfigError(f"{target}: is there already. Name another file, or use --force.")
     if target.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{target}: a stream is a .yaml file; write {target.name}.yaml")
+        raise ConfigError(f"{target}: a stream is a .yaml file; write {target}.yaml")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        target.write_bytes(source.read_bytes())
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror}). Name another file.") from error
     return target

@@ -30,14 +30,21 @@ class Marked(str):
 
 
 class Plain:
-    """Lines with the time of day, for a file or a pipe."""
+    """Lines with the time of day, for a file or a pipe. A reader who leaves (`| head`) does not end what is running."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
 
     def __call__(self, line: str) -> None:
         stamp = f"{datetime.now():%H:%M:%S} "
-        print("\n".join((stamp + part).rstrip() for part in line.split("\n")), file=self.stream, flush=True)
+        try:
+            print("\n".join((stamp + part).rstrip() for part in line.split("\n")), file=self.stream, flush=True)
+        except BrokenPipeError:
+            # What is still in the buffer, and what others print, must find an open end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            print("nobody reads the output any more: it goes on without", file=sys.stderr, flush=True)
 
 
 class Terminal:

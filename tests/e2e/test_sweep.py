@@ -45,6 +45,9 @@ def test_a_sweep_goes_on_records_what_fails_and_compares(tmp_path: Path, monkeyp
     assert "A  sequential-lr1e-3" in first.output
     assert max(map(len, Path("runs/mini.sweep/sweep.txt").read_text().splitlines())) <= 80
     assert len(list(Path("runs/mini.sweep/streams").glob("*.yaml"))) == 6
+    assert Path("runs/mini.sweep/compare.html").stat().st_size > 10_000
+    counted = [one["tokens"] for one in json.loads(Path("runs/mini.sweep/sweep.json").read_text())["runs"].values()]
+    assert all(one["number"] > 0 and one["is_counted"] for one in counted)
     assert cpt.invoke(app, ["sweep", "s.yaml", "--list"]).output.count("done") == 6
     trained = sorted(Path("runs").glob("mini-*/stages/*/DONE"))
 

@@ -209,6 +209,30 @@ def test_the_command_refuses_a_launcher_and_overrides_of_nothing(monkeypatch: py
     assert "one process" in str(CliRunner().invoke(app, ["doctor"]).exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "place", "said"),
+    [
+        (["doctor"], "cpt.doctor.show.shown", "error: stopped by Ctrl-C\n"),
+        (["methods"], "cpt.method_table.every", "error: stopped by Ctrl-C\n"),
+        (["run", "quickstart"], "cpt.stream.run", "error: stopped at once; a run goes on from its newest checkpoint"),
+    ],
+)
+def test_only_what_can_go_on_is_said_to(
+    words: list[str], place: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cpt import cli
+
+    def interrupted(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupted)
+    monkeypatch.setattr(sys, "argv", ["cpt", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_this_machine_can_run_a_stream(tmp_path: Path) -> None:
     """Every quick check for real, as a user starts it, into a pipe."""
     command = [sys.executable, "-m", "cpt", "doctor", "--quick"]

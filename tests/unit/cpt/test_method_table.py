@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cpt import method_table
 from cpt.errors import ConfigError
-from cpt.method_table import HOOKS, REFUSED, FieldFacts, describe, every, one
+from cpt.method_table import HOOKS, NEEDS, REFUSED, FieldFacts, describe, every, one
 from cpt.methods import base, registry
 from cpt.methods.base import Method
 
@@ -77,8 +77,51 @@ def test_every_method_of_ours_says_what_it_does_and_costs(root: Path) -> None:
 
 
 def test_every_hook_is_told_of() -> None:
-    said_otherwise = {"active", "check", "quotas", "facts", "load_state_dict"}
+    said_otherwise = {"active", "check", "check_rows", "quotas", "facts", "load_state_dict"}
     assert set(HOOKS) | said_otherwise == base.HOOKS
+
+
+def test_what_a_method_needs_is_a_limit_in_every_form() -> None:
+    """gere by default keeps a margin, which stands on what the base computed of each whole row."""
+    assert one("gere").refused == ["FSDP", "ZeRO-3", "packing"]
+    listed = " ".join(method_table.text(every()).split())
+    assert "of the base at every stage. Not under FSDP, ZeRO-3, packing. hft" in listed
+    assert "into every effective batch. cpt methods NAME" in listed  # replay works everywhere
+    assert "refused    FSDP, ZeRO-3, packing (as it is by default)" in method_table.page(one("gere"))
+
+
+def test_every_need_of_ours_is_one_that_the_table_knows() -> None:
+    unlimited = {"hidden", "blocks"}
+    ours: list[Any] = [registry.find(name) for name in registry.OURS]
+    assert {need for method in ours for need in method.model_construct().needs} <= set(NEEDS) | unlimited
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_limits_of_needs_are_those_that_are_refused(need: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `cpt.train_stage`, which is given every launch in turn; what a stream itself decides is checked elsewhere."""
+    from cpt import train_stage
+
+    method = SimpleNamespace(type="it", active=True, needs=frozenset({need}))
+    stage: Any = SimpleNamespace(methods=[method], schedule=None)
+    stream: Any = SimpleNamespace(evaluation=SimpleNamespace(within=SimpleNamespace(every="off")))
+    monkeypatch.setattr(train_stage, "fresh_methods", lambda stage: [])
+    monkeypatch.setattr("cpt.trainers.deepspeed.refuse_edits", lambda methods, args: [])
+    monkeypatch.setattr("cpt.trainers.deepspeed.forget", lambda args: None)
+    monkeypatch.setattr("cpt.trainers.session.spreads_weights", lambda args: args.spread)
+    launches = {
+        "FSDP": SimpleNamespace(spread="FSDP", deepspeed_plugin=None),
+        "ZeRO-3": SimpleNamespace(spread="ZeRO-3", deepspeed_plugin=object()),
+        "DeepSpeed": SimpleNamespace(spread=None, deepspeed_plugin=object()),
+        "vLLM": SimpleNamespace(spread=None, deepspeed_plugin=None, use_vllm=True),
+    }
+    found = set()
+    for name, args in launches.items():
+        try:
+            train_stage._refuse_launch(stream, stage, args)
+        except ConfigError:
+            found.add(name)
+    found -= {"ZeRO-3"} if "DeepSpeed" in found else set()
+    assert found == set(NEEDS[need]) - {"packing", "full weights"}
 
 
 class Launched(SimpleNamespace):

@@ -100,6 +100,23 @@ def test_a_sweep_is_told_from_a_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", [b"a: 1", b"a: [", b"- 1", b"name: q\nmodel: {revision: x}\nstages: [hi]", b"\xff\xfe"]
+)
+def test_whatever_a_file_holds_it_is_copied_letter_by_letter(tmp_path: Path, text: bytes) -> None:
+    """What is wrong with it is for `cpt validate` to say."""
+    (tmp_path / "a.yaml").write_bytes(text)
+    mine = copy(str(tmp_path / "a.yaml"), tmp_path / "b.yaml")
+    assert mine.read_bytes() == text
+    assert next_step(mine) == f"cpt validate {mine}; cpt run {mine}"
+
+
+def test_a_target_that_is_no_yaml_is_told_the_whole_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        copy("quickstart", tmp_path / "mine")
+    assert caught.value.problems == [f"{tmp_path / 'mine'}: a stream is a .yaml file; write {tmp_path / 'mine'}.yaml"]
+
+
+@pytest.mark.parametrize(
     ("mistake", "said"),
     [
         ("training.learning_rate=-1.0", "must be at least 0"),

@@ -1,6 +1,7 @@
 """How the command line speaks, on a terminal and into a file."""
 
 import io
+import os
 import re
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_file_gets_the_time_of_day_and_no_control_character() -> None:
     assert [line[9:] for line in lines] == ["sums  +12.5  better", "one", "two"]
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", file.getvalue())
+
+
+def test_a_reader_who_leaves_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `cpt run quickstart | head -2`: a training must not end because nobody reads along."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream:
+        say = Plain(stream)
+        say("one")
+        os.close(read)
+        for line in ("two", "three"):
+            say(line)
+    assert capsys.readouterr().err == "nobody reads the output any more: it goes on without\n"
 
 
 def test_a_terminal_colours_what_is_marked(screen: Screen) -> None:
