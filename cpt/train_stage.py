@@ -1,7 +1,7 @@
 """One stage: rows to tokens or prompts, methods to hooks, parent to model, and what to say of it."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,13 +26,16 @@ from cpt.models import (
     tensor_names,
 )
 from cpt.processes import Processes
-from cpt.progress import StageProgress
+from cpt.progress import StageProgress, counting, still
 from cpt.rewards.spec import columns, label, resolve
 from cpt.schedule import STATE, goes_on
+from cpt.writing import Writer
+from eval_harness.prompts import definition
 
 if TYPE_CHECKING:
     from cpt.data.stage_data import StageData
     from cpt.data.tokens import TokenRows, TokenSettings
+    from cpt.signals import StopRequest
     from cpt.trainers.rft import Rewarding
     from cpt.trainers.session import Trained
     from cpt.within import Watch, Work
@@ -72,6 +75,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     if here.stage.adapter is not None:
         with _at(f"{place}.adapter"):
             check_adapter(stream.model, here.stage.adapter)
+    _check_rows(here, place)
     for i, method in enumerate(here.stage.methods):
         if (patterns := getattr(method, "protected", [])) and method.active:
             named_tensors(tensor_names(stream.model), patterns, f"{place}.methods.{i}.protected")
@@ -90,6 +94,18 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
     _check_shares(stream, here, place)
+
+
+def _check_rows(here: StageInputs, place: str) -> None:
+    """Every method can do with the stage's rows what it is for."""
+    found = [
+        f"{place}.methods.{i}.{field} = {getattr(method, field)!r}: {sentence}"
+        for i, method in enumerate(here.stage.methods)
+        if method.active
+        for field, sentence in method.check_rows(here.rows)
+    ]
+    if found:
+        raise ConfigError(*found)
 
 
 def _check_shares(stream: Stream, here: StageInputs, place: str) -> None:
@@ -195,7 +211,7 @@ def train_stage(
     parent: Path,
     folder: Path,
     say: Say,
-    stop: Callable[[], bool],
+    stop: "StopRequest",
     processes: Processes,
 ) -> "Trained":
     """Train stage `number` (from 0) from the parent's model in its folder, or go on from its checkpoint there."""
@@ -223,6 +239,17 @@ def train_stage(
         record=partial(_record, stream, inputs.base, info, here, parent, say),
         adapters_off=_adapters_off(stream, here, parent),
         open_base=lambda: open_model(None, stream.model),
+        generate=Writer(
+            lambda: open_model(parent, stream.model),
+            inputs.tokenizer,
+            stream.evaluation.chat_template,
+            context_length(stream.model),
+            processes,
+            here.stage.name,
+            stop,
+            inputs.evaluation.batch_tokens,
+            counting(f"answers for {here.stage.name}", say),
+        ),
     )
     data = StageData(load_tokens)
     place = f"stages.{number}.data"
@@ -233,6 +260,7 @@ def train_stage(
     methods = fresh_methods(here.stage)
     for method in methods:
         method.prepare_data(data, info)
+    still(say)
     counts = {name: rows.counts for name, rows in data.sources.items()}
     _say_counts(counts, say)
     _reset_peak()
@@ -362,6 +390,8 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
         parent=f"{start}/{STATE}" if before and goes_on(*schedules) else start,
         base=inputs.base,
         stream_seed=stream.seed,
+        rows=here.rows,
+        rendering=definition(inputs.tokenizer, stream.evaluation.chat_template),
     )
 
 

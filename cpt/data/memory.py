@@ -67,12 +67,16 @@ class Memory:
         """
         folder = entry(self.folder, name, {**about, "sha256": loaded.fingerprint})
         if not (folder / ABOUT).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write(folder, loaded.rows)
-            said = {"of": "rows", "aggregate": False, "rows": [row.id for row in loaded.rows]}
-            said |= {"source": loaded.label, "licences": list(loaded.licences), "sha256": loaded.fingerprint}
-            write_about(folder, said | about)
+            self.write_rows(folder, loaded, about)
         return replace(loaded, rows=read_rows(folder / ROWS))
+
+    def write_rows(self, folder: Path, loaded: Loaded, about: dict[str, Any]) -> None:
+        """Write an entry of rows: rows.jsonl, then what it says of itself."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder, loaded.rows)
+        said = {"of": "rows", "aggregate": False, "rows": [row.id for row in loaded.rows]}
+        said |= {"source": loaded.label, "licences": list(loaded.licences), "sha256": loaded.fingerprint}
+        write_about(folder, said | about)
 
     def forget(self, ids: Iterable[str]) -> list[str]:
         """Take rows out of every entry; a sentence for each that changed. Interrupted, it is done again from the start.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cpt.data.rewritten import Generate
     from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from cpt.methods.step import Step, Tensors
@@ -58,7 +59,8 @@ class StageInfo:
     key= is the identity of that model, make=False gives None where nothing is recorded of it yet.
     `device` is what the stage trains on: a model is on it once a method has put it there, or the trainer.
     `adapters_off` says what the model is without its adapters: "base", "start", both or neither. `open_base()` loads
-    the stream's base.
+    the stream's base. `rows` are those that the stage trains on, as read; `rendering` says how prompts are rendered.
+    `generate(max_new_tokens=...)` has the weights that the stage starts from write answers (`cpt.data.rewritten`).
     """
 
     index: int
@@ -77,6 +79,9 @@ class StageInfo:
     adapters_off: frozenset[str] = frozenset()
     open_base: "Callable[[], nn.Module] | None" = None
     memory: "Path | None" = None
+    rows: "Loaded | None" = None
+    rendering: str = ""
+    generate: "Callable[..., Generate] | None" = None
     losses: "Callable[[Loaded], list[float]] | None" = None
     record: "Callable[..., Any] | None" = None
 
@@ -164,6 +169,10 @@ class Method(BaseModel):
         """Problems as (field, sentence), with an effective batch of this size and the names of the stages before."""
         return []
 
+    def check_rows(self, loaded: "Loaded") -> list[tuple[str, str]]:
+        """Problems of the stage's own rows as (field, sentence), before the first stage of a run trains."""
+        return []
+
     def quotas(self, batch_rows: int) -> dict[str, int]:
         """Rows of each source that `prepare_data` will add, in an effective batch of this size; 0: no fixed number."""
         return {}
@@ -218,7 +227,7 @@ class Method(BaseModel):
 
 
 HOOKS = frozenset(
-    {"active", "check", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
+    {"active", "check", "check_rows", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
 CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent", "blocks_read"}

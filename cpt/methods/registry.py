@@ -28,6 +28,7 @@ OURS = {
     "l2_sp": "cpt.methods.l2_sp:L2SP",
     "projection": "cpt.methods.projection:Projection",
     "replay": "cpt.methods.replay:Replay",
+    "rewrite": "cpt.methods.rewrite:Rewrite",
 }
 
 

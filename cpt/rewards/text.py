@@ -33,6 +33,9 @@ def _has_a_group(pattern: str) -> str:
     return pattern
 
 
+Pattern = Annotated[str, AfterValidator(_has_a_group)]
+
+
 def text_of(completion: Completion) -> str:
     """The string itself, or the text of a conversation's last message; "" where it has none (a call of a tool)."""
     if isinstance(completion, str):
@@ -46,7 +49,7 @@ def exact_match(
     answer: Sequence[Any],
     *,
     ignore_case: bool = False,
-    pattern: Annotated[str, AfterValidator(_has_a_group)] | None = None,
+    pattern: Pattern | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """1.0 where a completion is its reference answer, else 0.0; white space around both is ignored.

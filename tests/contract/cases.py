@@ -43,6 +43,7 @@ CASES = {
         {"type": "a_gem", "rows": 4, "general": {"rows": CONTRARY_ROWS}},
         also=[{"type": "a_gem", "rows": 20, "general": {"rows": CONTRARY_ROWS}}],
     ),
+    "rewrite": Case({"type": "rewrite"}, also=[{"type": "rewrite", "share": 0.5, "verify": "contains"}]),
     "replay": Case(
         {"type": "replay", "ratio": 0.5, "general": {"rows": GENERAL_ROWS}},
         vanishing={"weight": 1e-30},

@@ -118,9 +118,7 @@ class Lab:
         training = TRAINING | (REWARDED if kind == "rft" else {}) | training
         config = configured(methods, kind, training, lora)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
-        about = {"parent": "start", "memory": self.memory, "record": self.recorded, "open_base": self.model}
-        about["adapters_off"] = frozenset({"base", "start"} if lora else ())
-        about |= {"earlier": (("before", self.before()),), "identities": {"before": "start"}}
+        about = self.lent(config) | {"adapters_off": frozenset({"base", "start"} if lora else ())}
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, **about)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
@@ -138,6 +136,14 @@ class Lab:
         for method in active if not trained.stopped else ():
             method.finish_stage(trained.model, info)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
+
+    def lent(self, config: Stage) -> dict[str, Any]:
+        """What a stage's `StageInfo` holds beside its numbers; answers are written by a script, not by the model."""
+        from cpt.data.sources import load_all
+
+        about = {"parent": "start", "memory": self.memory, "record": self.recorded, "open_base": self.model}
+        about |= {"earlier": (("before", self.before()),), "identities": {"before": "start"}}
+        return about | {"rows": load_all(config.data, None, "data"), "generate": written}
 
     def before(self) -> Any:
         """Rows of a stage before this one, which left the weights as they were."""
@@ -202,6 +208,17 @@ class Lab:
         else:
             data.sources[TASK] = load(config.data, "data")
         return data
+
+
+def written(**how: Any) -> Any:
+    """Answers anew as a model might write them: the one that was asked about, and a word before it."""
+    from cpt.data.rewritten import Written
+
+    def answers(row: Any) -> Any:
+        answer = row.prompt.partition("Reference answer:\n")[2].partition("\n")[0]
+        return Written(f" well {answer.strip()}", ended=True)
+
+    return lambda parts: ([answers(row) for row in part] for part in parts)
 
 
 def configured(methods: Sequence[Any], kind: str, training: dict[str, Any], lora: bool = False) -> Stage:

@@ -136,9 +136,7 @@ def test_vanishing_strength_leaves_the_task_alone(lab: Lab, name: str) -> None:
 def test_preparing_the_model_draws_from_no_shared_generator(lab: Lab, settings: dict[str, Any]) -> None:
     stage = configured([settings], "sft", {}, CASES[settings["type"]].lora)
     (method,), data = fresh_methods(stage), lab.data(stage, TRAINING)
-    ways = {"memory": lab.memory, "record": lab.recorded, "open_base": lab.model}
-    ways |= {"earlier": (("before", lab.before()),), "identities": {"before": "start"}, "parent": "start"}
-    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, **ways)
+    info = StageInfo(1, "s", "sft", seed=1, batch_rows=4, **lab.lent(stage))
     model, before = lab.model(CASES[settings["type"]].lora), torch.random.get_rng_state()
     method.prepare_data(data, info)
     method.prepare_model(model, info)

@@ -86,7 +86,7 @@ def test_what_a_method_needs_is_a_limit_in_every_form() -> None:
     assert one("gere").refused == ["FSDP", "ZeRO-3", "packing"]
     listed = " ".join(method_table.text(every()).split())
     assert "of the base at every stage. Not under FSDP, ZeRO-3, packing. hft" in listed
-    assert "into every effective batch. cpt methods NAME" in listed  # replay works everywhere
+    assert "into every effective batch. rewrite" in listed  # replay works everywhere
     assert "refused    FSDP, ZeRO-3, packing (as it is by default)" in method_table.page(one("gere"))
 
 
