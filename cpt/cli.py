@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-GOES_ON = {"run", "resume", "eval", "sweep"}  # started again, they go on from where they were stopped
+GOES_ON = {"run", "resume", "eval", "sweep", "draw"}  # started again, they go on from where they were stopped
 
 StreamFile = Annotated[str, typer.Argument(metavar="STREAM", help="YAML file, or the name of a shipped recipe")]
 Overrides = Annotated[
@@ -138,6 +138,31 @@ def ask(
 
     found = answers(Run.open(run_dir), prompt, [part for part in stages.split(",") if part], max_new_tokens)
     typer.echo(aligned([["stage", "answer"], *([name, text] for name, text in found)], left=True))
+
+
+@app.command()
+def draw(
+    stream: StreamFile,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="the .jsonl to write")],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", help="how many")] = 1000,
+    chat: Annotated[bool, typer.Option("--chat", help="conversations of one turn by its template, not texts")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="of a text, a turn, an answer")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", help="1: as the base would say it")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="other rows")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
+    """Have a stream's base write general rows itself, to be replayed where there are no others of its kind."""
+    from cpt import draw as drawing
+    from cpt.config import Stream
+
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("draw writes one file: start it in one process, without a launcher")
+    how = drawing.Drawing(rows, chat, max_new_tokens, temperature, seed)
+    with speaking() as say:
+        found = drawing.draw(Stream.from_yaml(stream, overrides), how, to, say, force=force)
+    left = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in found.items() if n and name != "rows")
+    typer.echo(f"wrote {to}: {found['rows']:,} rows{left and f' ({left})'}")
 
 
 @app.command()

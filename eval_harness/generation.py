@@ -1,7 +1,8 @@
 """Greedy and sampled continuations, in batches of left-padded prompts with the same room.
 
 A sampled token is the arg max of the warped logits plus Gumbel noise of a generator seeded by (seed, prompt, step),
-so that a prompt's continuation does not depend on its neighbours, the batch size or the number of processes.
+and by a number of the draw where a prompt is continued more than once, so that a prompt's continuation does not depend
+on its neighbours, the batch size or the number of processes.
 """
 
 from __future__ import annotations
@@ -79,12 +80,14 @@ def generate(
     should_stop: ShouldStop | None = None,
     progress: Progress | None = None,
     shard: Shard | None = None,
+    draws: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt; results in the order given.
 
     Args:
         prompts: token ids; padding is masked, its id is irrelevant.
         how: how to write, or a number of new tokens to write greedily; fewer where the model's context ends before.
+        draws: a number for each prompt: where it differs, equal prompts are sampled differently.
         batch_tokens, should_stop, progress, shard: as in `eval_harness.scoring.score`.
 
     Returns:
@@ -112,6 +115,9 @@ def generate(
                 f"context of {limit} tokens"
             )
     out: list[list[int]] = [[] for _ in prompts]
+    keys = [_number(str([how.seed, *prompt])) for prompt in prompts]
+    if draws is not None:
+        keys = [_number(f"{key}/{draw}") for key, draw in zip(keys, draws, strict=True)]
     ends = end_ids(model, tokenizer, how.stop)
     done = 0
     with without_gradients(model), eval_mode(model):
@@ -120,7 +126,10 @@ def generate(
             check_stop(should_stop)
             new_tokens, batch = job
             return halving(
-                lambda part: _generate_batch(model, tokenizer, [prompts[i] for i in part], new_tokens, ends, how), batch
+                lambda part: _generate_batch(
+                    model, tokenizer, [prompts[i] for i in part], [keys[i] for i in part], new_tokens, ends, how
+                ),
+                batch,
             )
 
         jobs = list(_by_room(prompts, room, batch_tokens or fitting_tokens(model, shard), shard))
@@ -156,7 +165,13 @@ def _by_room(
 
 
 def _generate_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], new_tokens: int, ends: list[int], how: Generation
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    keys: Sequence[int],
+    new_tokens: int,
+    ends: list[int],
+    how: Generation,
 ) -> list[list[int]]:
     import torch
 
@@ -167,7 +182,7 @@ def _generate_batch(
     if how.stop:
         extra["stopping_criteria"] = [_Stops(tokenizer, how.stop, width)]
     if how.temperature:
-        extra["logits_processor"].append(_Noise(prompts, how, width))
+        extra["logits_processor"].append(_Noise(keys, how, width))
     with _greedy(model, new_tokens, ends):
         out = model.generate(input_ids=ids, attention_mask=mask, **extra)
     texts = [_until(row, ends) for row in out[:, width:].tolist()]
@@ -223,11 +238,10 @@ class _Stops:
 class _Noise:
     """Logits warped by temperature, top-k and top-p, plus Gumbel noise of each prompt: the arg max is a sample."""
 
-    def __init__(self, prompts: Sequence[list[int]], how: Generation, width: int):
+    def __init__(self, keys: Sequence[int], how: Generation, width: int):
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-        self.keys = [_number(str([how.seed, *prompt])) for prompt in prompts]
-        self.width = width
+        self.keys, self.width = keys, width
         self.warpers: list[Any] = [TemperatureLogitsWarper(float(how.temperature))]
         self.warpers += [TopKLogitsWarper(how.top_k)] if how.top_k else []
         self.warpers += [TopPLogitsWarper(how.top_p)] if how.top_p < 1 else []

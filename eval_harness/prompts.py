@@ -186,6 +186,34 @@ def prompt_ids(
     return _without_eos(tokenizer, _ids(tokenizer, _plain_prompt(row, system, shots), special=True))
 
 
+def text_start(tokenizer: Any) -> list[int]:
+    """The ids that a text of its own starts from: bos, where there is none eos.
+
+    Raises:
+        PromptError: a tokenizer that has neither.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [_eos(tokenizer) if start is None else start]
+
+
+def user_turn(tokenizer: Any) -> tuple[list[int], tuple[str, ...]]:
+    """The ids behind which a user's first turn stands, and strings that end it: what the template puts after it, and
+    the special tokens among that.
+
+    Raises:
+        PromptError: no chat template, or one that changes what a user says.
+    """
+    _require_template(tokenizer, "auto", "a user's turn")
+    mark = "the words of a user"
+    before, found, after = _render(tokenizer, [{"role": "user", "content": mark}], generation=True).partition(mark)
+    if not (found and after.strip()):
+        raise PromptError(
+            "the chat template shows no user's turn with an end, so none can be drawn: draw texts instead"
+        )
+    ends = [token for token in tokenizer.all_special_tokens if token in after]
+    return _ids(tokenizer, before, special=False), (after, *ends)
+
+
 def resolve(tokenizer: Any, chat_template: ChatTemplate) -> Literal["chat", "plain"]:
     """What `chat_template` means for this tokenizer.
 
