@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # By file: fixtures of a module are built once. (loadgroup has no effect under pytest 9.2 with xdist 3.8.)
 PYTEST := $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
-.PHONY: help env dev hooks quickstart test test-all check docs bench classic world fmt clean
+.PHONY: help env dev hooks quickstart test test-all check docs bench classic retention retention-real world fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,12 @@ bench: $(VENV)/.dev ## step time, memory and start-up time against bare TRL (min
 
 classic: $(VENV)/.dev ## the table of docs/evidence/classic_stream.md (half an hour; needs the research data)
 	$(BIN)/python -m tests.evidence.classic_stream --data $(SHARED)/data --model $(SHARED)/models/stories260K $(ARGS)
+
+retention: $(VENV)/.dev ## the table of docs/evidence/retention.md (an hour and a half)
+	$(BIN)/python -m tests.evidence.retention $(ARGS)
+
+retention-real: $(VENV)/.dev ## the table of docs/evidence/retention_real.md (an hour; needs the research data)
+	$(BIN)/python -m tests.evidence.retention_real --data $(SHARED)/data --model $(SHARED)/models/stories260K $(ARGS)
 
 world: $(VENV)/.core ## train the tiny model again (OUT=cpt/assets/tiny_world replaces the shipped one)
 	$(BIN)/python recipes/tiny_base.py --out $(OUT) $(ARGS)
