@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,6 +65,35 @@ def answered(row: Row, text: str) -> Row:
     if row.kind == "chat":
         return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": text}))
     return replace(row, completion=text)
+
+
+def chosen(
+    rows: Sequence[Row], found: Sequence[Written | None], markers: Sequence[str], agrees: Callable[[Row, str], bool]
+) -> tuple[list[Row], dict[str, Any]]:
+    """The rows with the answers written for them, and how many stay as they were for which reason.
+
+    markers: whoever says one that the reference does not refuses. agrees: whether a row's reference says the same.
+    """
+    kept, stay = [], Counter[str]()
+    for row, new in zip(rows, found, strict=True):
+        if new is not None and (why := _why_not(row, new, markers, agrees)) is None:
+            kept.append(answered(row, new.text))
+        else:
+            stay["too_long" if new is None else str(why)] += 1
+    told = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(stay.items()))
+    note = f"{len(kept):,} of {len(rows):,} answers written anew{told}"
+    return kept, {"asked": len(rows), "rewritten": len(kept), "stay": dict(sorted(stay.items())), "note": note}
+
+
+def _why_not(row: Row, new: Written, markers: Sequence[str], agrees: Callable[[Row, str], bool]) -> str | None:
+    if not new.ended:
+        return "cut_off"
+    if not (text := new.text.strip()):
+        return "empty"
+    low, reference = text.casefold(), (turn(row) or ("", ""))[1].casefold()
+    if any(one.casefold() in low and one.casefold() not in reference for one in markers):
+        return "refused"
+    return None if agrees(row, text) else "wrong"
 
 
 def rewritten(

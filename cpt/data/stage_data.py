@@ -1,14 +1,14 @@
 """Named sources of token rows and their exact share of every effective batch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 
 from cpt.data.sources import Loaded
-from cpt.data.tokens import TokenRows
+from cpt.data.tokens import TokenRows, joined
 from cpt.errors import DataError
 
 TASK = "task"
@@ -45,6 +45,22 @@ class StageData:
             self.quotas[name] = rows_per_batch
         if share_of_tokens is not None:
             self.token_shares[name] = share_of_tokens
+
+    def gather(
+        self,
+        general: Sequence[Any] | None,
+        earlier: Mapping[str, Loaded],
+        place: str,
+        of_general: int | None = None,
+        of_each: int | None = None,
+    ) -> TokenRows | None:
+        """General rows and those of earlier stages as one source, which a method reads and adds to nothing.
+
+        of_general, of_each: at most so many, of the general ones and of each stage. None where there are none.
+        """
+        parts = [self.load(rows, f"{place}.earlier.{name}", of_each) for name, rows in earlier.items()]
+        parts += [self.load(general, f"{place}.general", of_general)] if general else []
+        return joined(parts) if parts else None
 
     def _refuse_short(self, name: str, rows_per_batch: float) -> None:
         if rows_per_batch > (held := len(self.sources[name].dataset)):

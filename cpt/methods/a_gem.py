@@ -58,14 +58,8 @@ class AGEM(Method):
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Read the rows."""
-        from cpt.data.tokens import joined
-
-        place, known = f"stages.{stage.name}.methods.{self.name}", dict(stage.earlier)
-        names = list(known) if self.earlier == "all" else list(self.earlier or [])
-        parts = [data.load(known[name], f"{place}.earlier.{name}", self.rows_per_stage) for name in names]
-        if self.general:
-            parts.append(data.load(self.general, f"{place}.general", None))
-        self._rows = joined(parts) if parts else None
+        place, earlier = f"stages.{stage.name}.methods.{self.name}", stage.rows_of(self.earlier)
+        self._rows = data.gather(self.general, earlier, place, of_each=self.rows_per_stage)
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Keep the model at hand: its gradient on the rows is taken between steps."""

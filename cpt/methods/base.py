@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -84,6 +84,11 @@ class StageInfo:
     generate: "Callable[..., Generate] | None" = None
     losses: "Callable[[Loaded], list[float]] | None" = None
     record: "Callable[..., Any] | None" = None
+
+    def rows_of(self, stages: "Literal['all'] | Sequence[str] | None") -> "dict[str, Loaded]":
+        """Rows of the earlier stages that a method names, by name; of all, or of none."""
+        known = dict(self.earlier)
+        return {name: known[name] for name in (known if stages == "all" else stages or [])}
 
 
 def whole_share(ratio: float, batch_rows: int) -> list[str]:

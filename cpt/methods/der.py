@@ -69,10 +69,8 @@ class DER(Method):
         from cpt.data.sources import part_of
         from cpt.data.tokens import joined
 
-        known = dict(stage.earlier)
-        for name in known if self.earlier == "all" else self.earlier:
-            rows = per_stage(known[name].rows, self.rows_per_stage, stage.stream_seed, None)
-            kept = part_of(known[name], rows)
+        for name, loaded in stage.rows_of(self.earlier).items():
+            kept = part_of(loaded, per_stage(loaded.rows, self.rows_per_stage, stage.stream_seed, None))
             if stage.memory is not None:
                 kept = Memory(stage.memory).keep_rows(f"{self.name}-{name}", kept, {"by": self.type})
             place = f"stages.{stage.name}.methods.{self.name}.earlier.{name}"

@@ -67,18 +67,12 @@ class EWC(Method):
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Read the rows of the Fisher information; with `online` those that the stage before has not seen."""
-        from cpt.data.tokens import joined
-
         self._before = self._of_the_stage_before(stage)
-        known = dict(stage.earlier)
-        names = list(known) if self.earlier == "all" else list(self.earlier or [])
+        general, earlier = self.general, stage.rows_of(self.earlier)
         if self._before is not None:
-            names = names[-1:]
+            general, earlier = None, dict(list(earlier.items())[-1:])
         place = f"stages.{stage.name}.methods.{self.name}"
-        parts = [data.load(known[name], f"{place}.earlier.{name}", self.rows) for name in names]
-        if self.general and self._before is None:
-            parts.append(data.load(self.general, f"{place}.general", self.rows))
-        self._rows = joined(parts) if parts else None
+        self._rows = data.gather(general, earlier, place, self.rows, self.rows)
 
     def _of_the_stage_before(self, stage: StageInfo) -> Any:
         """With `online` the entry of the memory by which the stage before held its weights, if it did."""

@@ -65,14 +65,8 @@ class Projection(Method):
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Read the rows whose inputs are protected."""
-        from cpt.data.tokens import joined
-
-        place, known = f"stages.{stage.name}.methods.{self.name}", dict(stage.earlier)
-        names = list(known) if self.earlier == "all" else list(self.earlier or [])
-        parts = [data.load(known[name], f"{place}.earlier.{name}", self.rows) for name in names]
-        if self.general:
-            parts.append(data.load(self.general, f"{place}.general", self.rows))
-        self._rows = joined(parts) if parts else None
+        place, earlier = f"stages.{stage.name}.methods.{self.name}", stage.rows_of(self.earlier)
+        self._rows = data.gather(self.general, earlier, place, self.rows, self.rows)
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Find the subspaces at the weights that the stage starts from; from here on the adapter reads past them."""

@@ -116,8 +116,7 @@ class Replay(Method):
         from cpt.data.memory import Memory, balanced, per_stage, reservoir
         from cpt.data.sources import part_of
 
-        known = dict(stage.earlier)
-        parts = [known[name] for name in (known if self.earlier == "all" else self.earlier or [])]
+        parts = list(stage.rows_of(self.earlier).values())
         if self.rows_in_all is not None:
             share_out = reservoir if self.select == "reservoir" else balanced
             chosen = share_out([part.rows for part in parts], self.rows_in_all, stage.stream_seed)

@@ -4,8 +4,8 @@ Paper: Self-Distillation Fine-Tuning (SDFT of 2024), arXiv 2402.13669. Cost: bef
 row by the model that the stage starts from, of at most `max_new_tokens`; nothing in a step.
 """
 
-from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ from cpt.rewards.agreement import Agreement
 from cpt.rewards.text import Pattern
 
 if TYPE_CHECKING:
-    from cpt.data.rewritten import Written
     from cpt.data.sources import Loaded
     from cpt.data.stage_data import StageData
     from eval_harness.rows import Row
@@ -101,7 +100,7 @@ class Rewrite(Method):
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Put the rewritten rows in the place of the task's."""
         from cpt.data.memory import Memory
-        from cpt.data.rewritten import asked, rewritten
+        from cpt.data.rewritten import asked, chosen, rewritten
         from cpt.data.stage_data import TASK
 
         assert stage.rows is not None
@@ -119,9 +118,8 @@ class Rewrite(Method):
             max_new_tokens=self.max_new_tokens, temperature=self.temperature, stop=tuple(self.stop), seed=stage.seed
         )
         asking = [asked(row, self.template or TEMPLATE) for row in rows]
-        new, self._facts = rewritten(
-            stage.memory, self.type, about, stage.rows, asking, make, lambda found: self._decide(rows, found)
-        )
+        choose = partial(chosen, rows, markers=MARKERS if self.markers is None else self.markers, agrees=self._agrees)
+        new, self._facts = rewritten(stage.memory, self.type, about, stage.rows, asking, make, choose)
         mixed = replace(stage.rows, rows=[new.get(row.id, row) for row in stage.rows.rows])
         data.sources[TASK] = data.load(mixed, f"stages.{stage.name}.methods.{self.type}", None)
 
@@ -131,37 +129,12 @@ class Rewrite(Method):
         order = np.random.default_rng([seed, 2]).permutation(len(once))
         return [once[i] for i in sorted(order[: max(1, round(self.share * len(once)))].tolist())]
 
-    def _decide(self, rows: "list[Row]", found: "list[Written | None]") -> "tuple[list[Row], dict[str, Any]]":
-        """The rows with a new answer, and how many stay for which reason."""
-        from cpt.data.rewritten import answered
-
-        reasons = [self._why_not(row, new) for row, new in zip(rows, found, strict=True)]
-        kept = [
-            answered(row, new.text)
-            for row, new, why in zip(rows, found, reasons, strict=True)
-            if why is None and new is not None
-        ]
-        stay = dict(sorted(Counter(why for why in reasons if why).items()))
-        why = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in stay.items())
-        note = f"{len(kept):,} of {len(rows):,} answers written anew{why}"
-        return kept, {"asked": len(rows), "rewritten": len(kept), "stay": stay, "note": note}
-
-    def _why_not(self, row: "Row", new: "Written | None") -> str | None:
+    def _agrees(self, row: "Row", text: str) -> bool:
         from cpt.data.rewritten import turn
         from cpt.rewards.agreement import agrees
 
-        if new is None:
-            return "too_long"
-        if not new.ended:
-            return "cut_off"
-        if not (text := new.text.strip()):
-            return "empty"
         _, answer = turn(row) or ("", "")
-        low, reference = text.casefold(), answer.casefold()
-        markers = MARKERS if self.markers is None else self.markers
-        if any(one.casefold() in low and one.casefold() not in reference for one in markers):
-            return "refused"
-        return None if agrees(self.verify, text, [answer, *row.references], self.pattern) else "wrong"
+        return agrees(self.verify, text, [answer, *row.references], self.pattern)
 
     def facts(self) -> dict[str, Any]:
         """How many answers were asked for and written anew, and why others stay."""
