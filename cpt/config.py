@@ -35,7 +35,8 @@ from cpt.suggest import did_you_mean
 from cpt.trainer_fields import check_shared, check_training, fitting
 from eval_harness import strict_yaml
 
-Kind = Literal["sft", "pretrain", "rft"]
+Kind = Literal["sft", "pretrain", "rft", "sdft"]
+GENERATING = ("rft", "sdft")  # stages that learn from what the model writes
 Group = Literal["task", "general"]
 Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
 
@@ -138,7 +139,10 @@ class Stage(Strict):
     """One step of the stream: what is trained on, how, with which methods, and what measures it."""
 
     name: Name
-    kind: Kind = Field("sft", description="sft: prompts and answers; pretrain: text; rft: prompts and rewards")
+    kind: Kind = Field(
+        "sft",
+        description="sft: prompts, answers; pretrain: text; rft: prompts, rewards; sdft: prompts, answers to be shown",
+    )
     data: Sources
     test: EvalSource | None = Field(None, description="held-out rows: the stage's column of the matrix")
     methods: list[AnyMethod] = Field([], description="techniques that compose; see `docs/methods`")
@@ -151,7 +155,7 @@ class Stage(Strict):
         None, description="infinite: the next stage goes on from before this one's anneal; see docs/schedules.md"
     )
     training: dict[str, Any] = Field(
-        {}, description="any field of TRL's SFTConfig (rft: GRPOConfig); wins over the stream's"
+        {}, description="any field of TRL's SFTConfig (rft: GRPOConfig, sdft: SDFTConfig); wins over the stream's"
     )
 
     @model_validator(mode="after")
@@ -205,8 +209,8 @@ class Stage(Strict):
         if self.schedule is None:
             return []
         place, word = ("schedule",), self.schedule.type
-        if self.kind == "rft":
-            return [(place, word, "means nothing in an rft stage, only in sft and pretrain")]
+        if self.kind in GENERATING:
+            return [(place, word, f"means nothing in an {self.kind} stage, only in sft and pretrain")]
         if self.adapter is not None:
             return [(place, word, "goes on with the optimizer's state, which is of the full weights: drop the adapter")]
         owners = [method.type for method in self.methods if method.owns_requires_grad and method.active]
@@ -382,22 +386,24 @@ class Stream(Strict):
             for name, quota in method.quotas(rows).items():
                 if name in taken:
                     found.append(((*place, "name"), name, "is taken: rows that a method adds need a name of their own"))
-                if stage.kind == "rft" and getattr(method, "ratio", None) == "shuffled":
-                    text = "in an rft stage rows come on top of the completions, in a fixed share: give a number"
+                if stage.kind in GENERATING and getattr(method, "ratio", None) == "shuffled":
+                    text = (
+                        f"in an {stage.kind} stage rows come on top of the completions, in a fixed share: give a number"
+                    )
                     found.append(((*place, "ratio"), "shuffled", text))
-                if stage.kind == "rft" and getattr(method, "by", None) == "tokens":
-                    text = "in an rft stage nobody knows how many tokens a completion will have: leave it out"
+                if stage.kind in GENERATING and getattr(method, "by", None) == "tokens":
+                    text = f"in an {stage.kind} stage nobody knows how many tokens a completion will have: leave it out"
                     found.append(((*place, "by"), "tokens", text))
                 taken[name] = quota
-        if not found and stage.kind != "rft" and sum(taken.values()) >= rows:
+        if not found and stage.kind not in GENERATING and sum(taken.values()) >= rows:
             shares = " + ".join(f"{name} {quota}" for name, quota in taken.items() if quota)
             text = f"leave no room for task rows in an effective batch of {rows}: lower their ratios"
             found.append((("stages", i, "methods"), shares, text))
         return found
 
     def _group_problems(self, stage: Stage) -> list[Problem]:
-        """GRPO compares completions of one prompt: what is generated at a time must be whole groups of them."""
-        if stage.kind != "rft":
+        """What is generated at a time must be whole groups of completions; GRPO compares those of one prompt."""
+        if stage.kind not in GENERATING:
             return []
         training = BATCH_DEFAULTS | self.training_of(stage)
         for key in ("num_generations", "max_completion_length"):
@@ -405,7 +411,7 @@ class Stream(Strict):
                 return [((key,), None, "must be a number")]
         group, at_once = training.get("num_generations", GROUP_SIZE), training.get("generation_batch_size")
         devices = training["per_device_train_batch_size"] * self.world
-        if group < 2:
+        if group < 2 and stage.kind == "rft":
             return [(("num_generations",), group, "must be at least 2: a group's mean is its baseline")]
         if at_once is not None and training.get("steps_per_generation") is not None:
             return [(("generation_batch_size",), at_once, "give it or steps_per_generation, not both")]
@@ -429,7 +435,7 @@ class Stream(Strict):
         return {**fitting(self.training, stage.kind), **stage.training}
 
     def batch_rows(self, stage: Stage) -> int:
-        """Rows of one effective batch: per device x accumulation x processes. In rft rows are completions."""
+        """Rows of one effective batch: per device x accumulation x processes. In rft and sdft they are completions."""
         sizes = BATCH_DEFAULTS | self.training_of(stage)
         return sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"] * self.world
 

@@ -23,6 +23,8 @@ LOGGED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     # Said by every 8-bit layer in every forward pass.
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    # Of a teacher that is chosen without TRL, by what the stage starts from.
+    "trl.experimental.sdft.sdft_trainer": "The provided self-distillation student model already contains a PEFT",
     # Installed, DeepSpeed says on every import that there is no GPU.
     "DeepSpeed": "Setting accelerator to CPU",
     # A tied head is saved once, as the embedding; the trainer's loader notes its absence on every resume.

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from cpt.config import Stage, Stream, read_raw, refuse_sweep
+from cpt.config import GENERATING, Stage, Stream, read_raw, refuse_sweep
 from cpt.data.spec import Name, Strict, refuse
 from cpt.errors import ConfigError, RunDirError
 from cpt.explain import every_problem
@@ -186,9 +186,9 @@ def _with_methods(raw: dict[str, Any], methods: Sequence[Any]) -> dict[str, Any]
 
 
 def _replayed(raw: dict[str, Any]) -> dict[str, Any]:
-    """Earlier stages' rows as a share of the tokens; in an rft stage, whose tokens nobody knows, of the rows."""
+    """Earlier stages' rows as a share of the tokens; in a stage whose tokens nobody knows, of the rows."""
     for stage in raw["stages"]:
-        stage["methods"] = [REPLAY | ({} if stage.get("kind") == "rft" else {"by": "tokens"})]
+        stage["methods"] = [REPLAY | ({} if stage.get("kind") in GENERATING else {"by": "tokens"})]
     return raw
 
 
@@ -324,7 +324,7 @@ def tokens(run: Path) -> Tokens:
     for stage in Run(run).stages()[1:]:
         facts = (stage.done() or {"facts": {}})["facts"]
         counted, before = facts.get("tokens") or 0, re.fullmatch(r"checkpoint-(\d+)", facts.get("resumed_from") or "")
-        if before and (stage.record() or {}).get("kind") != "rft":
+        if before and (stage.record() or {}).get("kind") not in GENERATING:
             counted *= facts["steps"] / max(1, facts["steps"] - int(before[1]))
             is_counted = False
         number += counted

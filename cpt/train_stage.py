@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt.config import BATCH_DEFAULTS, Stage, Stream
+from cpt.config import BATCH_DEFAULTS, GENERATING, Stage, Stream
 from cpt.data.memory import Memory
 from cpt.data.sources import Loaded, drawn
 from cpt.errors import ConfigError, CptError
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from cpt.trainers.session import Trained
     from cpt.within import Watch, Work
 
-COMPLETION_TOKENS = 512  # TRL's default of max_completion_length
+COMPLETION_TOKENS = {"rft": 512, "sdft": 256}  # TRL's defaults of max_completion_length
+DEMONSTRATION = "{prompt}\n\n{privileged_context}"  # and of teacher_prompt_template
 COLUMNS = ("answer", "choices")  # what a reward sees of a row beside its prompt and completion
 
 
@@ -88,7 +89,7 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
             f"{place}.training.packing = true: {', '.join(held)} knows what the base computed of each row alone: "
             "leave packing out"
         )
-    if here.stage.kind == "rft":
+    if here.stage.kind in GENERATING:
         _prompts(stream, inputs, here, training, f"{place}.data")
     settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
@@ -150,6 +151,10 @@ def _arguments(stage: Stage, training: dict[str, Any], folder: Path, seed: int) 
         from cpt.trainers.rft import grpo_config
 
         return grpo_config(training, folder, seed, [reward.weight for reward in stage.rewards])
+    if stage.kind == "sdft":
+        from cpt.trainers.sdft import sdft_config
+
+        return sdft_config(training, folder, seed)
     from cpt.trainers.sft import sft_config
 
     return sft_config(training, folder, seed)
@@ -253,7 +258,7 @@ def train_stage(
     )
     data = StageData(load_tokens)
     place = f"stages.{number}.data"
-    if here.stage.kind == "rft":
+    if here.stage.kind in GENERATING:
         data.sources[TASK] = _prompts(stream, inputs, here, training, place)
     else:
         data.sources[TASK] = tokenise(here.rows.rows, inputs.tokenizer, settings, place)
@@ -273,6 +278,10 @@ def train_stage(
             from cpt.trainers import rft
 
             trained = rft.train(*about, _rewarding(stream, here, parent))
+        elif here.stage.kind == "sdft":
+            from cpt.trainers import sdft
+
+            trained = sdft.train(*about)
         else:
             from cpt.trainers import sft
 
@@ -317,13 +326,13 @@ def _watch(
 
 
 def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
-    """What a stage's training is made of, in tokens of its rows. What an rft stage writes is not known ahead."""
+    """What a stage's training is made of, in tokens of its rows. What a model is going to write is not known ahead."""
     from cpt.within import Work
 
     lengths = {name: part.lengths() for name, part in data.sources.items()}
     rows = stream.batch_rows(stage)
     shares = data.rows_per_batch(rows)
-    left = rows if stage.kind == "rft" else rows - sum(shares.values())
+    left = rows if stage.kind in GENERATING else rows - sum(shares.values())
     quotas = {name: shares.get(name, left * size / data.pool) for name, size in data.sizes.items()}
     micro = (BATCH_DEFAULTS | stream.training_of(stage))["per_device_train_batch_size"]
     return Work(
@@ -335,17 +344,20 @@ def _work(stream: Stream, stage: Stage, data: "StageData") -> "Work":
 
 
 def _prompts(stream: Stream, inputs: Inputs, here: StageInputs, training: dict[str, Any], place: str) -> "TokenRows":
-    from cpt.data.prompted import prompted
+    from cpt.data.prompted import demonstrated, prompted
 
-    context = context_length(stream.model)
-    longest = training.get("max_completion_length", COMPLETION_TOKENS)
+    kind, context = here.stage.kind, context_length(stream.model)
+    longest = training.get("max_completion_length", COMPLETION_TOKENS[kind])
     room = context - longest if context else None
     if room is not None and room < 1:
         raise ConfigError(
             f"{place.removesuffix('.data')}.training.max_completion_length = {longest}: the model's context of "
             f"{context} tokens must hold the prompt too: set it lower"
         )
-    return prompted(here.rows.rows, inputs.tokenizer, stream.evaluation.chat_template, room, place)
+    about = (here.rows.rows, inputs.tokenizer, stream.evaluation.chat_template, room)
+    if kind == "sdft":
+        return demonstrated(*about, training.get("teacher_prompt_template", DEMONSTRATION), place)
+    return prompted(*about, place)
 
 
 def _rewarding(stream: Stream, here: StageInputs, parent: Path) -> "Rewarding":

@@ -10,7 +10,12 @@ from cpt.suggest import did_you_mean
 from cpt.upstream_fields import CHOICES, check_fields, choices, known
 
 # Which of TRL's configuration classes a stage's `training` holds fields of.
-CONFIGS = {"sft": "trl:SFTConfig", "pretrain": "trl:SFTConfig", "rft": "trl:GRPOConfig"}
+CONFIGS = {
+    "sft": "trl:SFTConfig",
+    "pretrain": "trl:SFTConfig",
+    "rft": "trl:GRPOConfig",
+    "sdft": "trl.experimental.sdft:SDFTConfig",
+}
 
 # Decided elsewhere, so that two places never disagree: field -> who decides.
 OWNED = {
@@ -92,6 +97,12 @@ OWNED |= {
     "vllm_importance_sampling_cap": "TRL deprecates it: `vllm_importance_sampling_clip_max`",
 }
 
+# SDFTConfig's alone.
+OWNED |= {
+    "max_prompt_length": "no prompt is cut: rows that leave no room for a completion are left out and counted",
+    "use_teacher_server": "the teacher is a model of the stage's own processes",
+}
+
 # What of these makes no sense, in words; the trainer would fail deep inside, or train something else in silence.
 _IN_WORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -151,12 +162,12 @@ def check_shared(training: dict[str, Any]) -> dict[str, Any]:
 
     Raises as `check_training`.
     """
-    strange = {name: value for name, value in training.items() if name not in known(CONFIGS["sft"])}
-    reward_only = {name: value for name, value in strange.items() if name in OWNED or _is_of_rft(name)}
-    rest = {name: value for name, value in training.items() if name not in reward_only}
+    parts: dict[str, dict[str, Any]] = {"sft": {}, "rft": {}, "sdft": {}}
+    for name, value in training.items():
+        parts[_kind_of(name)][name] = value
     checked: dict[str, Any] = {}
     found = []
-    for part, kind in ((rest, "sft"), (reward_only, "rft")):
+    for kind, part in parts.items():
         try:
             checked |= check_training(part, kind)
         except ValidationError as error:
@@ -165,10 +176,15 @@ def check_shared(training: dict[str, Any]) -> dict[str, Any]:
     return {name: checked[name] for name in training}
 
 
-def _is_of_rft(name: str) -> bool:
-    """Whether GRPOConfig has the field, or alone has one that is spelt nearly so."""
-    sft, rft = known(CONFIGS["sft"]), known(CONFIGS["rft"])
-    return name in rft or bool(did_you_mean(name, rft) and not did_you_mean(name, sft))
+def _kind_of(name: str) -> str:
+    """The first kind whose trainer has the field, else the one that has a field spelt nearly so, else sft."""
+    kinds = ("sft", "rft", "sdft")
+    having = (kind for kind in kinds if name in known(CONFIGS[kind]))
+    if (found := next(having, None)) is not None:
+        return found
+    if name in OWNED:
+        return "rft"
+    return next((kind for kind in kinds if did_you_mean(name, known(CONFIGS[kind]))), "sft")
 
 
 def fitting(training: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -43,7 +43,8 @@ json.dump({"lr_scheduler_type": [one.value for one in SchedulerType], "optim": [
 
 def cache_file(home: str) -> Path:
     """Where the field names of `home`, e.g. trl:SFTConfig, are kept for the installed versions."""
-    library, name = home.split(":")
+    module, name = home.split(":")
+    library = module.split(".")[0]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "cpt" / f"{name}-{library}{version(library)}-transformers{version('transformers')}.json"
 
@@ -125,7 +126,7 @@ def _check_field(
         return f"is not for a stage to set: {owned[name]}", value
     names = known(home)
     if name not in names:
-        library, _, cls = home.partition(":")
+        cls, library = home.partition(":")[2], home.partition(".")[0].partition(":")[0]
         return f"is no field of {library.upper()} {version(library)}'s {cls}.{did_you_mean(name, names)}", value
     adapter = _adapter(names[name])
     if adapter is None:

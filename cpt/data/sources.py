@@ -93,7 +93,7 @@ def part_of(loaded: Loaded, rows: list[Row]) -> Loaded:
 
 
 def wrong_kind(kind: str, loaded: Loaded, place: str) -> list[str]:
-    """pretrain learns every token of plain text, sft and rft need questions: rows of the other form are a mistake."""
+    """pretrain learns every token of plain text, the others need questions: rows of the other form are a mistake."""
     is_text = {row.kind == "text" for row in loaded.rows}
     if kind == "pretrain" and False in is_text:
         return [
@@ -101,8 +101,8 @@ def wrong_kind(kind: str, loaded: Loaded, place: str) -> list[str]:
         ]
     if kind == "sft" and True in is_text:
         return [f"{place}: has rows of plain text, which have no answer for an sft stage: use kind: pretrain"]
-    if kind == "rft" and True in is_text:
-        return [f"{place}: has rows of plain text, which ask nothing: an rft stage needs prompts with their answers"]
+    if kind in ("rft", "sdft") and True in is_text:
+        return [f"{place}: has rows of plain text, which ask nothing: an {kind} stage needs prompts with their answers"]
     return []
 
 

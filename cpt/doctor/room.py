@@ -115,7 +115,8 @@ def zero_settings(training: dict[str, Any]) -> dict[str, Any]:
 def stage_bytes(stream: Stream, i: int, size: Sizes, on_cpu: bool, on: str = "device") -> dict[str, float]:
     """Bytes that one process holds in stage i, activations aside: on its device, or what is offloaded to the host.
 
-    An rft stage of full weights with a `kl` has a second, frozen model. Raises ConfigError as `training_bytes`.
+    Of full weights an rft stage with a `kl` has a second, frozen model, and an sdft stage unless its teacher is `live`.
+    Raises ConfigError as `training_bytes`.
     """
     stage, training = stream.stages[i], stream.training_of(stream.stages[i])
     zero = zero_settings(training)
@@ -130,8 +131,9 @@ def stage_bytes(stream: Stream, i: int, size: Sizes, on_cpu: bool, on: str = "de
     precision = _precision(size.width, training, on_cpu)
     if not size.adapter:
         found = plan(size.parameters, precision=precision)
-        second = stage.kind == "rft" and stage.kl.to != "off" and on == "device"
-        return found | ({"reference": float(size.parameters * size.width)} if second else {})
+        second = stage.kind == "rft" and stage.kl.to != "off"
+        second |= stage.kind == "sdft" and training.get("teacher_model_kind") != "live"
+        return found | ({"reference": float(size.parameters * size.width)} if second and on == "device" else {})
     base = plan(size.parameters, 0.0, precision)
     if stream.model.quantization and on == "device":
         base["weights"] = whole_weights(size, stream.model.quantization)

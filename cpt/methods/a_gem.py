@@ -32,7 +32,7 @@ class AGEM(Method):
     rows_per_stage: int | None = Field(None, gt=0, description="at most this many of each earlier stage")
     name: Name = Field("a_gem", description="what logs call it")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
     order: ClassVar[str] = "mask"
     absent: ClassVar[dict[str, Any]] = {"rows": 0}
 

@@ -26,7 +26,7 @@ class L2SP(Method):
         "start", description="the anchor: where the stage starts, or the stream's base"
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
     absent: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     _anchor: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)

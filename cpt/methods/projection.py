@@ -39,7 +39,7 @@ class Projection(Method):
     max_rank: int | None = Field(None, gt=0, description="of a subspace; default: half of the layer's inputs")
     name: Name = Field("projection", description="what the run's memory calls it")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
     absent: ClassVar[dict[str, Any]] = {"energy": 0.0}
 
     _rows: Any = PrivateAttr(None)

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
 
 from cpt.checkpoints import write_json
-from cpt.data.added import AddedRows, added_rows
+from cpt.data.added import added_rows
 from cpt.data.collator import Collator
 from cpt.data.sampler import GroupSampler
 from cpt.data.stage_data import TASK, StageData
 from cpt.errors import ConfigError
 from cpt.methods.base import Method, StageInfo
 from cpt.rewards.scoring import Scored
-from cpt.trainers.plug import Seam, plug
+from cpt.trainers.generated import GeneratedSeam
+from cpt.trainers.plug import plug
 from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
 
 REWARD_STATE = "rewards.json"
@@ -117,48 +117,34 @@ def train(
     return trained
 
 
-class RewardSeam(Seam):
-    """The seam of rewarded stages: TRL generates and judges; added rows get a forward of their own."""
+class RewardSeam(GeneratedSeam):
+    """The seam of rewarded stages: TRL generates and judges."""
 
     processing_class: Any
     ref_model: Any
     temperature: float
     reward_funcs: list[Scored]
-    _step: int  # micro-batches so far; TRL's name
 
-    def __init__(self, *args: Any, rewarding: Rewarding, added: AddedRows | None, **kwargs: Any) -> None:
-        self._added_rows, self._prompt_ids = added, list[list[int]]()
+    def __init__(self, *args: Any, rewarding: Rewarding, **kwargs: Any) -> None:
+        self._prompt_ids = list[list[int]]()
         super().__init__(*args, **kwargs)
         if rewarding.reference is not None:
             self._keep_near(rewarding.reference)
-        if added is not None and self.temperature != 1.0:
-            _score_at_one(self.model, self.args.cast_lm_head_to_fp32)
+        if self._added_rows is not None and self.temperature != 1.0:
+            self._at_one = {"unit_temperature": True}
+            _score_at_one(self.causal, self.args.cast_lm_head_to_fp32)
 
     def _keep_near(self, reference: Reference) -> None:
         """TRL's KL term towards a reference of ours: its own choices are the stage's start, or an adapter alone."""
         self.beta = reference.weight
         if reference.open_model is None:
             return  # TRL asks a PEFT model without its adapters
-        model = reference.open_model().eval().requires_grad_(False)
+        model = reference.open_model()
         base = model.get_base_model() if is_peft_model(model) else model
         add_fused_lm_head(base, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
-        if getattr(self, "is_deepspeed_enabled", False):
-            self.ref_model = prepare_deepspeed(model, self.accelerator)
-        elif getattr(self, "is_fsdp_enabled", False):
-            self.ref_model = prepare_fsdp(model, self.accelerator)
-        else:
-            self.ref_model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        self.ref_model = self.beside(model)
 
     # ---- rows -----------------------------------------------------------------------------------------
-
-    def tokens_seen(self) -> int:
-        """Tokens of all prompts and completions so far, over all ranks."""
-        return int(self.state.num_input_tokens_seen)
-
-    def boundary(self, step: int) -> bool:
-        """True where the next step generates anew: completions that wait to be learned from are in no checkpoint."""
-        micro_batches = step * self.args.gradient_accumulation_steps
-        return micro_batches % (self.args.steps_per_generation * self.args.num_iterations) == 0
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._prompt_ids = [row["input_ids"] for row in inputs]
@@ -183,18 +169,13 @@ class RewardSeam(Seam):
         Times the number of ranks, because DDP and DeepSpeed average gradients.
         """
         loss = self._watched_loss(model, inputs, return_outputs, num_items_in_batch)
-        number = self.state.global_step
-        self._window = self._added_rows.window(number) if self._added_rows else {}
+        self._begin_window()
         more = loss.new_zeros(())
         if self._adders:
             self._window |= self._completions(inputs)
             origin = torch.zeros(len(inputs["advantages"]), dtype=torch.long, device=loss.device)
             more = more + self._terms(self._captured_step(model, origin, origin))
-        micro = self._step % self.current_gradient_accumulation_steps
-        batch = self._added_rows.batch(number, micro, self.accelerator.process_index) if self._added_rows else None
-        if batch is not None:
-            more = more + self._added_loss(model, {key: value.to(loss.device) for key, value in batch.items()})
-        return loss + more * self.accelerator.num_processes
+        return loss + (more + self._of_added_rows(model, loss)) * self.accelerator.num_processes
 
     def _completions(self, inputs: dict[str, Any]) -> dict[str, float]:
         """Completions and their tokens in the effective batch; tokens as TRL counts them, a mean over a generation."""
@@ -203,21 +184,6 @@ class RewardSeam(Seam):
             "task_tokens": float(inputs["num_items_in_batch"]) * share,
             "task_rows": float(self._stage.batch_rows),
         }
-
-    def _added_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        origin, row = batch.pop("origin"), batch.pop("row")
-        extra = {"unit_temperature": True} if self.temperature != 1.0 else {}
-        self._armed = True  # for hidden states
-        with self.accelerator.autocast():
-            out = model(**batch, fused_lm_head=True, **extra)
-        self._armed = False
-        self._captured = (batch, out)
-        step = self._captured_step(model, origin, row)
-        factors = self._weights(step)
-        token_loss = -step.log_probs if factors is None else -step.log_probs * factors
-        value = token_loss.sum() / max(1.0, self._window["tokens"])
-        self._log_sum("added_rows_loss", value)
-        return value + self._terms(step)
 
     # ---- rewards --------------------------------------------------------------------------------------
 
@@ -254,9 +220,8 @@ class RewardSeam(Seam):
             reward.restore(state)
 
 
-def _score_at_one(model: Any, cast_lm_head_to_fp32: bool) -> None:
+def _score_at_one(causal: Any, cast_lm_head_to_fp32: bool) -> None:
     """Let `model(..., unit_temperature=True)` score at temperature 1 where TRL's head divides by the sampling one."""
-    causal = model.get_base_model() if is_peft_model(model) else model
     sampling = causal.forward
     add_fused_lm_head(causal, temperature=1.0, cast_lm_head_to_fp32=cast_lm_head_to_fp32)
     unit = causal.forward

@@ -3,17 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cpt.config import GENERATING
 from cpt.methods import registry
 from tests.contract.lab import GENERAL_ROWS, TASK_ROWS
 
-KINDS = ("sft", "pretrain", "rft")
+KINDS = ("sft", "pretrain", "rft", "sdft")
 
 
 @dataclass(frozen=True)
 class Case:
     """settings: the method as in YAML. vanishing: fields at which the hooks run and the arithmetic vanishes;
     None where the method has no continuous strength. adds: whether it adds replay's rows to a batch of sft. lora: it
-    works on an adapter alone. also: further settings; those of `not_rft` are refused in an rft stage, those of
+    works on an adapter alone. also: further settings; those of `not_rft` are refused in rft and sdft stages, those of
     `not_lora` with an adapter."""
 
     settings: dict[str, Any]
@@ -27,7 +28,7 @@ class Case:
     def kinds(self, settings: dict[str, Any]) -> list[str]:
         """Kinds of stages in which the settings work."""
         kinds = registry.find(settings["type"]).kinds
-        return [kind for kind in KINDS if kind in kinds and not (kind == "rft" and settings in self.not_rft)]
+        return [kind for kind in KINDS if kind in kinds and not (kind in GENERATING and settings in self.not_rft)]
 
 
 # Other answers to the task's prompts: what is learned of one is lost of the other.

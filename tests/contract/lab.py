@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cpt.config import Stage
+from cpt.config import GENERATING, Stage
 from cpt.data.stage_data import TASK, StageData
 from cpt.methods.base import Method, StageInfo
 
@@ -27,7 +27,8 @@ TRAINING = {
     "weight_decay": 0.1,
     "lr_scheduler_type": "constant",
 }
-REWARDED = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7}
+WRITING = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7}
+SHOWN = "{prompt} {privileged_context}"
 
 
 def vowels(completions: list[str], **columns: Any) -> list[float]:
@@ -40,20 +41,23 @@ def scripted() -> Iterator[None]:
     """Completions that follow from the prompt and their place in its group: equal on any number of ranks."""
     from trl import GRPOTrainer
 
-    def script(self: Any, prompts: list[list[int]], *rest: Any) -> tuple[list[list[int]], None]:
+    from cpt.trainers.sdft import SDFTTrainer
+
+    def script(self: Any, prompts: list[list[int]]) -> list[list[int]]:
         first = self.accelerator.process_index * len(prompts)
         places = [(first + i) % self.num_generations for i in range(len(prompts))]
         return [
             [10 + (7 * sum(ids) + 13 * place + 5 * t) % 1000 for t in range(1 + (sum(ids) + place) % 5)]
             for ids, place in zip(prompts, places, strict=True)
-        ], None
+        ]
 
-    sampled = GRPOTrainer._generate_single_turn
-    GRPOTrainer._generate_single_turn = script
+    sampled, written = GRPOTrainer._generate_single_turn, SDFTTrainer._generate_transformers
+    GRPOTrainer._generate_single_turn = lambda self, prompts, *rest: (script(self, prompts), None)
+    SDFTTrainer._generate_transformers = lambda self, prompts: (prompts, script(self, prompts))
     try:
         yield
     finally:
-        GRPOTrainer._generate_single_turn = sampled
+        GRPOTrainer._generate_single_turn, SDFTTrainer._generate_transformers = sampled, written
 
 
 @dataclass
@@ -103,22 +107,25 @@ class Lab:
         extra: Sequence[Method] = (),
         reward: Callable[..., Any] = vowels,
         reference: Any = None,
+        adapters_off: frozenset[str] = frozenset({"base", "start"}),
         **training: Any,
     ) -> Outcome:
         """Train one stage. `methods` are as in YAML; `extra` are instances of methods made up by a test.
 
         stop_after: ask for a stop once so many steps are logged; run again with the same `folder` to resume.
-        reward, reference: of an rft stage.
+        reward, reference: of an rft stage. adapters_off: what the model with `lora` is without it.
         """
         from cpt.train_stage import fresh_methods
-        from cpt.trainers import sft
+        from cpt.trainers import sdft, sft
         from cpt.trainers.session import Session
 
         self.runs += 1
-        training = TRAINING | (REWARDED if kind == "rft" else {}) | training
+        # The likely tokens' border moves with rounding, and Adam makes much of the little there is to distil here.
+        whole = {"distillation_mode": "full_logits"} if kind == "sdft" else {}
+        training = TRAINING | (WRITING if kind in GENERATING else {}) | whole | training
         config = configured(methods, kind, training, lora)
         batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1) * world
-        about = self.lent(config) | {"adapters_off": frozenset({"base", "start"} if lora else ())}
+        about = self.lent(config) | {"adapters_off": adapters_off if lora else frozenset()}
         info = StageInfo(index=1, name="lab", kind=kind, seed=11, batch_rows=batch, world=world, **about)
         data, active = self.data(config, training), [*fresh_methods(config), *extra]
         for method in active:
@@ -131,8 +138,15 @@ class Lab:
             return stop_after is not None and len(lines) >= stop_after - 1
 
         session = Session(folder or self.folder / f"stage{self.runs}", stop, lines.append)
-        given = (lambda: model, self.tokenizer, data, info, active, training, session)
-        trained = rewarded(given, reward, reference) if kind == "rft" else sft.train(*given)
+        models = iter([model])  # what is opened after the first is a teacher
+
+        def opened() -> Any:
+            return next(models, None) or self.model(lora, attention_dropout=dropout)
+
+        given = (opened, self.tokenizer, data, info, active, training, session)
+        trained = (
+            rewarded(given, reward, reference) if kind == "rft" else (sdft if kind == "sdft" else sft).train(*given)
+        )
         for method in active if not trained.stopped else ():
             method.finish_stage(trained.model, info)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
@@ -190,7 +204,7 @@ class Lab:
 
     def data(self, config: Stage, training: dict[str, Any]) -> StageData:
         """The stage's task rows, tokenised, or its prompts; methods load theirs by the same settings."""
-        from cpt.data.prompted import prompted
+        from cpt.data.prompted import demonstrated, prompted
         from cpt.data.sources import Loaded, drawn, load_all
         from cpt.data.tokens import tokenise
         from cpt.trainers.sft import token_settings
@@ -202,9 +216,11 @@ class Lab:
             return tokenise(drawn(found, most, 0), self.tokenizer, settings, place)
 
         data = StageData(load)
+        rows = load_all(config.data, None, "data").rows
         if config.kind == "rft":
-            rows = load_all(config.data, None, "data").rows
             data.sources[TASK] = prompted(rows, self.tokenizer, "auto", None, "data")
+        elif config.kind == "sdft":
+            data.sources[TASK] = demonstrated(rows, self.tokenizer, "auto", None, SHOWN, "data")
         else:
             data.sources[TASK] = load(config.data, "data")
         return data

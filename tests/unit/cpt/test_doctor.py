@@ -723,6 +723,14 @@ def test_an_rft_stage_holds_its_reference() -> None:
     assert "reference" not in room.stage_bytes(stream(), 0, EIGHT_B, on_cpu=False)
 
 
+def test_an_sdft_stage_holds_its_teacher() -> None:
+    sdft = {"kind": "sdft", "data": {"task": "tiny_world/sums_rewarded"}}
+    asked = stream(stage=sdft, training={"num_generations": 4})
+    assert room.stage_bytes(asked, 0, EIGHT_B, on_cpu=False)["reference"] == EIGHT_B.parameters * 2
+    live = stream(stage=sdft, training={"num_generations": 4, "teacher_model_kind": "live"})
+    assert "reference" not in room.stage_bytes(live, 0, EIGHT_B, on_cpu=False)
+
+
 def test_what_a_run_writes() -> None:
     two = stream()
     each = EIGHT_B.parameters * 2

@@ -163,7 +163,7 @@ def test_what_cannot_be_imported_is_a_line() -> None:
     assert listed.exit_code == 0
     wide = max(map(len, problems)) + 2
     assert f"{'gone':{wide}}cannot be imported: ModuleNotFoundError" in listed.stdout
-    assert f"{'hft':{wide}}pretrain sft rft: Freeze a random half" in listed.stdout
+    assert f"{'hft':{wide}}pretrain sft rft sdft: Freeze a random half" in listed.stdout
     alone = CliRunner().invoke(app, ["methods", "gone"])
     assert alone.stdout.startswith("gone (no_such_package:Gone) cannot be imported:")
     assert [found["name"] for found in json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)] == list(
