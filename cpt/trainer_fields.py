@@ -111,7 +111,11 @@ _IN_WORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (lambda value: 0 <= value < 1, "must be at least 0 and below 1")),
     "max_steps": (lambda value: value > 0 or value == -1, "must be greater than 0; left out, num_train_epochs decides"),
-    "num_train_epochs": (lambda value: value > 0, "must be greater than 0"),
+    **dict.fromkeys(("num_train_epochs", "distillation_is_clip"), (lambda value: value > 0, "must be greater than 0")),
+    **dict.fromkeys(
+        ("distillation_alpha", "teacher_update_rate"), (lambda value: 0 <= value <= 1, "must be from 0 to 1")
+    ),
+    "num_loss_tokens_to_skip": (lambda value: value >= 0, "must be at least 0"),
 }
 
 # Zero or less of these would fail deep inside the trainer.
@@ -128,6 +132,8 @@ _POSITIVE = {
     "generation_batch_size",
     "max_completion_length",
     "temperature",
+    "distillation_topk",
+    "teacher_sync_steps",
 }
 
 

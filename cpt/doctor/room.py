@@ -115,7 +115,8 @@ def zero_settings(training: dict[str, Any]) -> dict[str, Any]:
 def stage_bytes(stream: Stream, i: int, size: Sizes, on_cpu: bool, on: str = "device") -> dict[str, float]:
     """Bytes that one process holds in stage i, activations aside: on its device, or what is offloaded to the host.
 
-    Of full weights an rft stage with a `kl` has a second, frozen model, and an sdft stage unless its teacher is `live`.
+    Of full weights an rft stage with a `kl` has a second, frozen model, and an sdft stage unless its teacher is `live`;
+    of an adapter an sdft stage whose teacher is `ema`, or `base` where the adapter is not a new one.
     Raises ConfigError as `training_bytes`.
     """
     stage, training = stream.stages[i], stream.training_of(stream.stages[i])
@@ -138,7 +139,11 @@ def stage_bytes(stream: Stream, i: int, size: Sizes, on_cpu: bool, on: str = "de
     if stream.model.quantization and on == "device":
         base["weights"] = whole_weights(size, stream.model.quantization)
     added = plan(size.adapter, precision="float32")  # PEFT trains adapters so
-    return {part: base[part] + added[part] for part in base}
+    teacher = training.get("teacher_model_kind", "base") if stage.kind == "sdft" else "live"
+    is_new = stage.adapter is not None and stage.adapter.mode == "new"
+    second = (teacher == "ema" or (teacher == "base" and not is_new)) and on == "device"
+    reference = {"reference": whole_weights(size, stream.model.quantization)} if second else {}
+    return {part: base[part] + added[part] for part in base} | reference
 
 
 def _precision(width: int, training: dict[str, Any], on_cpu: bool) -> str:

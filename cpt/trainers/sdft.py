@@ -7,8 +7,8 @@ hold full logits of the completions. A teacher that is not the student itself is
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cpt.errors import ConfigError
 from cpt.methods.base import Method, StageInfo
 from cpt.trainers.generated import GeneratedSeam
 from cpt.trainers.plug import plug
-from cpt.trainers.reference import without_adapters
+from cpt.trainers.reference import evaluating, without_adapters
 from cpt.trainers.rft import rounds_for
 from cpt.trainers.session import Session, Trained, arguments, prepared, spreads_weights, train_to_end
 
@@ -50,6 +50,17 @@ def sdft_config(training: dict[str, Any], folder: Path, seed: int) -> SDFTConfig
     if training.get("distillation_mode", "topk_logits") == "topk_logits" and not training.get("distillation_topk", 100):
         raise ConfigError("training.distillation_topk: must be a positive number in distillation_mode: topk_logits")
     made: Any = arguments(SDFTConfig, training, folder, seed, {})
+    alone = made.distillation_topk == 1 and not made.distillation_add_tail
+    if made.distillation_mode == "topk_logits" and alone:
+        raise ConfigError(
+            "training.distillation_topk = 1: one token alone has probability 1 with student and teacher, so there is "
+            "nothing to learn: take more, or distillation_add_tail: true"
+        )
+    if made.num_loss_tokens_to_skip >= made.max_completion_length:
+        raise ConfigError(
+            f"training.num_loss_tokens_to_skip = {made.num_loss_tokens_to_skip}: leaves nothing to learn of "
+            f"completions of at most {made.max_completion_length} tokens (max_completion_length)"
+        )
     if made.teacher_model_kind == "ema" and (spread := spreads_weights(made)) is not None:
         raise ConfigError(
             f"training.teacher_model_kind = 'ema': {spread} leaves each process a part of every weight, and the "
@@ -83,6 +94,8 @@ def train(
     if args.max_steps <= 0:
         args.max_steps = math.ceil(rounds_for(args, len(prompts)) * repeats / accumulation)
     rounds = math.ceil(args.max_steps * accumulation / repeats)
+    if args.distillation_topk is not None:  # more than there are is all of them; TRL's first loss would fail
+        args.distillation_topk = min(args.distillation_topk, model.config.get_text_config().vocab_size)
     trainer = plug(SDFTTrainer, DistillSeam)(
         model=model,
         args=args,
@@ -134,19 +147,26 @@ class DistillSeam(GeneratedSeam):
         """
         off = "start" in self._stage.adapters_off
         beside = self._kind == "ema" or (self._kind == "base" and not off)
-        self._average = dict[str, torch.Tensor]()
+        self._average, self._averaged = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         if not beside:
             self.teacher_model = self.model
             return
         teacher = self._open_teacher()
         if self._kind == "ema":
             names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-            self._average = {name: tensor for name, tensor in teacher.named_parameters() if name in names}
+            self._averaged = {name: tensor for name, tensor in teacher.named_parameters() if name in names}
         self.teacher_model = self.beside(teacher)
+        # In float32: a twentieth of what a step changes is below what bfloat16 tells apart.
+        self._average = {name: tensor.detach().float() for name, tensor in self._averaged.items()}
 
-    def _get_teacher_context_for_self_distillation(self) -> AbstractContextManager[Any]:
-        is_off = self._kind == "base" and self.teacher_model is self.model
-        return without_adapters(self.model) if is_off else nullcontext()
+    @contextmanager
+    def _get_teacher_context_for_self_distillation(self) -> Iterator[None]:
+        """Where one model is student and teacher, it teaches without dropout; as base without its adapters too."""
+        if self.teacher_model is not self.model:
+            yield
+            return
+        with evaluating(self.model), without_adapters(self.model) if self._kind == "base" else nullcontext():
+            yield
 
     def edit_weights(self) -> None:
         """The methods' edits, then the teacher's average of what came of them."""
@@ -156,6 +176,13 @@ class DistillSeam(GeneratedSeam):
                 for name, weight in self.model.named_parameters():
                     if (mean := self._average.get(name)) is not None:
                         mean.lerp_(weight.to(mean), self.args.teacher_update_rate)
+            self._teach_average()
+
+    def _teach_average(self) -> None:
+        """Round the average into the teacher; of float32 weights it is the teacher's own."""
+        with torch.no_grad():
+            for name, mean in self._average.items():
+                self._averaged[name].copy_(mean)
 
     def _save_own(self, folder: Path) -> None:
         super()._save_own(folder)
@@ -170,6 +197,7 @@ class DistillSeam(GeneratedSeam):
             with torch.no_grad():
                 for name, mean in load_file(folder / TEACHER_STATE).items():
                     self._average[name].copy_(mean)
+            self._teach_average()
 
     # ---- rows and loss --------------------------------------------------------------------------------
 

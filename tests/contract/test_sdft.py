@@ -13,11 +13,11 @@ from cpt.data.sampler import Turns
 from cpt.errors import ConfigError, DataError
 from cpt.methods.base import StageInfo
 from cpt.train_stage import fresh_methods
-from cpt.trainers.sdft import SDFTTrainer, sdft_config
+from cpt.trainers.sdft import DistillSeam, SDFTTrainer, sdft_config
 from eval_harness.prompts import prompt_ids
 from eval_harness.rows import Row, canonical
 from tests.contract.cases import CASES
-from tests.contract.lab import SHOWN, TASK_ROWS, TRAINING, Lab, configured, distance, equal, scripted
+from tests.contract.lab import SHOWN, TASK_ROWS, TRAINING, Lab, configured, distance, equal, scripted, weights
 
 pytestmark = pytest.mark.contract
 
@@ -138,6 +138,82 @@ def test_under_an_adapter_the_start_is_the_model_without_it_or_a_second_one(lab:
     assert not equal(average.after, off.after)
 
 
+def test_a_teacher_without_adapters_drops_nothing(lab: Lab) -> None:
+    """Under attention dropout the student's own weights teach as the same weights beside it do."""
+    how: dict[str, Any] = {"kind": "sdft", "lora": True, "dropout": 0.2, "max_steps": 1}
+    with scripted():
+        off, beside = (lab.stage(adapters_off=known, **how) for known in (frozenset({"base", "start"}), frozenset()))
+        other = lab.stage(**how | {"dropout": 0.0})
+    assert off.lines[0]["loss"] == pytest.approx(beside.lines[0]["loss"], rel=1e-5)
+    assert other.lines[0]["loss"] != pytest.approx(off.lines[0]["loss"], rel=1e-3)
+
+
+def test_an_average_of_bfloat16_weights_moves(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formula in float64: taken in bfloat16 it would lose a third of its way."""
+    ends: dict[str, Any] = {}
+    fresh, after_step = Lab.model, DistillSeam.edit_weights
+
+    def edit(self: Any) -> None:
+        after_step(self)
+        for name, weight in self.model.named_parameters():
+            old = ends.setdefault(name, starts[name].double())
+            ends[name] = old + 0.05 * (weight.detach().double() - old)
+        ends["teacher"] = weights(self.teacher_model)
+
+    monkeypatch.setattr(Lab, "model", lambda self, *given, **how: fresh(self, *given, **how).to(torch.bfloat16))
+    monkeypatch.setattr(DistillSeam, "edit_weights", edit)
+    starts = weights(lab.model())
+    lab.stage(kind="sdft", teacher_model_kind="ema", learning_rate=1e-4, weight_decay=0.0, max_steps=40, save_steps=99)
+    teacher = ends.pop("teacher")
+    far = sum(float((ends[name] - starts[name].double()).abs().sum()) for name in ends)
+    off = sum(float((teacher[name].double() - ends[name].to(torch.bfloat16).double()).abs().sum()) for name in ends)
+    assert far > 0
+    assert off < 1e-3 * far
+
+
+@pytest.mark.parametrize("kind", ["topk_logits", "sampled_token"])
+def test_the_other_losses_are_trls(lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Over the student's likely tokens, made to sum to 1, and over the words that were written."""
+    seen: list[dict[str, Any]] = []
+    prepare = SDFTTrainer._prepare_training_batch
+    monkeypatch.setattr(
+        SDFTTrainer, "_prepare_training_batch", lambda self, rows: seen.append(made := prepare(self, rows)) or made
+    )
+    how: dict[str, Any] = {
+        "distillation_mode": kind,
+        "distillation_alpha": 1.0,
+        "distillation_topk": 7,
+        "temperature": 0.05,
+    }
+    with scripted():
+        outcome = lab.stage(kind="sdft", max_steps=1, **how)
+    model, (batch,), means = lab.model(), seen, []
+    for i in range(4):
+        completion, logs = batch["completion_ids"][i][batch["completion_mask"][i].bool()], []
+        shown = batch["teacher_input_ids"][i][batch["teacher_attention_mask"][i].bool()]
+        for ids in (torch.cat([batch["prompt_ids"][i][batch["prompt_mask"][i].bool()], completion]), shown):
+            logits = model(ids[None]).logits[0, -len(completion) - 1 : -1].detach() / 0.05
+            logs.append(logits.double().log_softmax(-1))
+        student, teacher = logs
+        if kind == "topk_logits":
+            likely = student.topk(7).indices
+            student, teacher = (one.gather(-1, likely).log_softmax(-1) for one in (student, teacher))
+            values = (student.exp() * (student - teacher)).sum(-1)
+        else:
+            student, teacher = (one.gather(-1, completion[:, None])[:, 0] for one in (student, teacher))
+            values = (student - teacher) * student
+        means.append(float(values.mean()))
+    assert outcome.lines[0]["loss"] == pytest.approx(sum(means) / 4, rel=1e-3)
+    assert abs(outcome.lines[0]["loss"]) > 1e-4
+
+
+def test_more_likely_tokens_than_there_are_is_all_of_them(lab: Lab) -> None:
+    shapes: list[dict[str, Any]] = [{"distillation_mode": "topk_logits", "distillation_topk": 10**6}, {}]
+    with scripted():
+        many, whole = (lab.stage(kind="sdft", max_steps=1, temperature=0.05, **shape) for shape in shapes)
+    assert many.lines[0]["loss"] == pytest.approx(whole.lines[0]["loss"], rel=1e-4)
+
+
 def test_a_frozen_half_stays_frozen_beside_a_teacher_without_adapters(lab: Lab) -> None:
     moved = lab.stage([CASES["hft"].settings], "sdft", lora=True).moved()
     assert moved
@@ -194,6 +270,8 @@ def test_tokens_are_counted_through_a_kill(lab: Lab, tmp_path: Path) -> None:
     [
         ({"teacher_model_kind": "frozen"}, r"training\.teacher_model_kind = 'frozen': must be one of base, live, ema"),
         ({"distillation_mode": "top"}, r"training\.distillation_mode = 'top': must be one of topk_logits"),
+        ({"distillation_topk": 1}, r"training\.distillation_topk = 1: .* nothing to learn"),
+        ({"num_loss_tokens_to_skip": 256}, r"training\.num_loss_tokens_to_skip = 256: leaves nothing to learn"),
         ({"distillation_topk": None}, r"training\.distillation_topk: must be a positive number"),
         ({"distillation_mode": "sampled_token"}, "TRL refuses these arguments: .*distillation_alpha=1.0"),
         ({"teacher_prompt_template": "{prompt}"}, "TRL refuses these arguments: teacher_prompt_template must contain"),
@@ -202,6 +280,23 @@ def test_tokens_are_counted_through_a_kill(lab: Lab, tmp_path: Path) -> None:
 def test_arguments_that_would_fail_in_the_first_step(tmp_path: Path, training: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         sdft_config(training, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("distillation_alpha", 1.5),
+        ("distillation_alpha", -0.1),
+        ("distillation_topk", -3),
+        ("distillation_is_clip", 0.0),
+        ("teacher_update_rate", 3.0),
+        ("teacher_sync_steps", 0),
+        ("num_loss_tokens_to_skip", -1),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field}\n.*must be "):
+        configured([], "sdft", {field: value})
 
 
 def test_an_average_of_weights_that_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -724,11 +724,14 @@ def test_an_rft_stage_holds_its_reference() -> None:
 
 
 def test_an_sdft_stage_holds_its_teacher() -> None:
-    sdft = {"kind": "sdft", "data": {"task": "tiny_world/sums_rewarded"}}
-    asked = stream(stage=sdft, training={"num_generations": 4})
-    assert room.stage_bytes(asked, 0, EIGHT_B, on_cpu=False)["reference"] == EIGHT_B.parameters * 2
-    live = stream(stage=sdft, training={"num_generations": 4, "teacher_model_kind": "live"})
-    assert "reference" not in room.stage_bytes(live, 0, EIGHT_B, on_cpu=False)
+    """With a new adapter the base is the model without it; its average is a second model."""
+    sdft = {"kind": "sdft", "data": {"task": "tiny_world/reverse"}}
+    for adapter, kinds in ({}, ("base", "ema")), ({"adapter": "new"}, ("ema",)):
+        size = replace(EIGHT_B, adapter=1000 if adapter else 0)
+        for kind in ("base", "ema", "live"):
+            asked = stream(stage=sdft | adapter, training={"num_generations": 4, "teacher_model_kind": kind})
+            found = room.stage_bytes(asked, 0, size, on_cpu=False)
+            assert found.get("reference", 0) == (EIGHT_B.parameters * 2 if kind in kinds else 0)
 
 
 def test_what_a_run_writes() -> None:
