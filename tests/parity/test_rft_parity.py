@@ -24,7 +24,7 @@ from cpt.data.sources import load_all
 from cpt.data.spec import Source
 from cpt.data.tokens import IGNORED, TokenSettings, tokenise
 from cpt.trainers.rft import Reference, grpo_config
-from tests.contract.lab import GENERAL_ROWS, REWARDED, TASK_ROWS, TRAINING, Lab, distance, equal, vowels
+from tests.contract.lab import GENERAL_ROWS, TASK_ROWS, TRAINING, WRITING, Lab, distance, equal, vowels
 from tests.contract.test_rft import added_block
 
 pytestmark = pytest.mark.parity
@@ -95,7 +95,7 @@ def by_text(tokenizer: Any) -> dict[str, list[int]]:
 
 def chosen(model: Any, ids: torch.Tensor, last: int) -> torch.Tensor:
     """Log-probabilities of the last tokens at the sampling temperature."""
-    log_p = (model(ids, use_cache=False).logits[0, :-1] / REWARDED["temperature"]).log_softmax(-1)
+    log_p = (model(ids, use_cache=False).logits[0, :-1] / WRITING["temperature"]).log_softmax(-1)
     return log_p.gather(-1, ids[0, 1:, None])[-last:, 0]
 
 
@@ -121,7 +121,7 @@ def replay_loss(model: Any, tokenizer: Any, drawn: list[int]) -> Any:
 
 def test_without_methods_the_bits_are_trls(tmp_path: Path, tiny_tokenizer: Any, tiny_llama: Any) -> None:
     lab = Lab(tmp_path, tiny_tokenizer, tiny_llama)
-    training = TRAINING | REWARDED | {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    training = TRAINING | WRITING | {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
     ours = lab.stage(kind="rft", gradient_accumulation_steps=2, steps_per_generation=4)
     rows = load_all([Source(rows=TASK_ROWS)], None, "x").rows
     prompts = prompted(rows, tiny_tokenizer, "auto", None, "x").dataset
