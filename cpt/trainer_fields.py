@@ -91,6 +91,7 @@ OWNED |= {
     "reward_weights": "say it as `weight:` of each reward",
     "num_generations_eval": "measured after the stage by `evaluation`",
     "log_completions_hub_repo": "completions stay in the run directory",
+    "chat_template_kwargs": "prompts are rendered as the evaluation renders them: change the stream's `tokenizer:`",
     "max_tool_calling_iterations": "a stage's rows bring no tools",
     "log_multimodal": "a stage's rows are text",
     "use_transformers_paged": "TRL deprecates it: `use_transformers_continuous_batching`",

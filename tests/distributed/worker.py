@@ -18,6 +18,7 @@ from tests.contract.lab import Lab, scripted
 STAGES: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
     "plain": ([], "sft", False),
     "plain_rft": ([], "rft", False),
+    "plain_sdft": ([], "sdft", False),
 }
 for _name, _case in CASES.items():
     for _kind in _case.kinds(_case.settings):
