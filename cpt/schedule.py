@@ -42,8 +42,8 @@ class Schedule(Strict):
         return self
 
     def anneal_step(self, steps: int) -> int:
-        """Optimizer steps, of so many, that a stage takes before its anneal."""
-        return steps - max(1, round(self.anneal * steps))
+        """Optimizer steps, of so many, that a stage takes before its anneal: one at least, where there are two."""
+        return steps - max(1, min(round(self.anneal * steps), steps - 1))
 
     def factor(self, steps: int, goes_on: bool) -> "Callable[[int], float]":
         """Step (from 0, of `steps`) -> its rate as a share of learning_rate; continuous where one phase meets the next.

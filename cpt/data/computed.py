@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cpt.data.memory import Entry, Memory, entry, write_about
-from cpt.data.recording import ABOUT, launched
+from cpt.data.recording import ABOUT, as_first, launched
 from cpt.data.tokens import TokenRows
 
 FILE = "tensors.safetensors"
@@ -24,7 +24,7 @@ def computed(
     about: what the entry says, and what decides its content. Every process calls it, and all of them make or none.
     """
     folder, where = entry(memory, name, about), launched()
-    if (folder / ABOUT).is_file():
+    if as_first((folder / ABOUT).is_file()):
         os.utime(folder / ABOUT)  # the newest of a name is the one that was used last
         return load_file(folder / FILE)
     found = make()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,8 @@ from cpt.errors import DataError
 ROWS = 64  # of a part
 AT_ONCE = 8  # rows of a forward pass
 ABOUT = "about.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,17 @@ def launched() -> dict[str, Any]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return {}
     return {"rank": distributed.get_rank(), "world": distributed.get_world_size(), "meet": distributed.barrier}
+
+
+def as_first(seen: T) -> T:
+    """What the first process passes (picklable), on all: in a folder others may see what it has written meanwhile."""
+    if launched().get("world", 1) == 1:
+        return seen
+    from torch import distributed
+
+    holder = [seen]
+    distributed.broadcast_object_list(holder, src=0)
+    return holder[0]
 
 
 def backbone(model: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt.data.memory import ABOUT, ROWS, Memory, entry, read_rows
-from cpt.data.recording import launched
+from cpt.data.recording import as_first, launched
 from cpt.data.sources import Loaded
 from eval_harness.rows import Row
 from eval_harness.sources import fingerprint
@@ -105,7 +105,7 @@ def rewritten(
     the part that is being written. Every process calls it, and all of them make or none.
     """
     folder, where = entry(memory, name, about), launched()
-    if not (folder / ABOUT).is_file():
+    if not as_first((folder / ABOUT).is_file()):
         is_main = where.get("rank", 0) == 0
         found = _written(folder / "parts", asking, make, is_main)
         if is_main:
@@ -122,7 +122,7 @@ def _written(folder: Path, asking: list[Row], make: Generate, is_main: bool) -> 
     """What a model wrote for every prompt, on the first process; parts that lie in the folder are not made again."""
     parts = [asking[at : at + PART] for at in range(0, len(asking), PART)]
     files = [folder / f"{number:06d}.json" for number in range(len(parts))]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    missing = as_first([number for number, file in enumerate(files) if not file.is_file()])
     made = make([parts[number] for number in missing]) if missing else iter(())
     for found, number in zip(made, missing, strict=True):
         if is_main:

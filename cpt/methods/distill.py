@@ -77,6 +77,8 @@ class Distill(Method):
         elif self.to == "average" or self.reference == "weights":
             place = f"stages.{stage.name}.methods.distill.reference = 'weights'"
             self._how, self._weights = "weights", copied(model, stage, self.to, place, "take auto")
+            if self.to == "average":  # in bfloat16 it would stand still: a step of it is below a rounding
+                self._weights = {name: tensor.float() for name, tensor in self._weights.items()}
         else:
             assert stage.record is not None
             self._how, kept = (
@@ -108,7 +110,8 @@ class Distill(Method):
         assert head is not None
         if self._how != "cached":
             weights = self._weights if self._how == "weights" else None
-            seen = step.reference(self.to, weights)
+            # A pass is made once for a name: averages of another decay are others.
+            seen = step.reference(f"average {self.decay}" if self.to == "average" else self.to, weights)
             kept = seen.hidden[rows][:, :-1][where]
             return divergence(head, hidden, seen.head, kept, self.direction, self.temperature).sum()
         tokens, log_probs = self._recordings[name].top_k(step.row[rows].tolist(), hidden.device)

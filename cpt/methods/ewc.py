@@ -82,7 +82,9 @@ class EWC(Method):
             return None
         *earlier, last = stage.identities
         start = stage.identities[earlier[-1]] if earlier else stage.base
-        return newest(stage.memory, of="fisher", name=self.name, stage=last, parent=start)
+        found = newest(stage.memory, of="fisher", name=self.name, stage=last)
+        # With a schedule that goes on it started from another state of the stage before it.
+        return found if found and f"{found.about['parent']}/".startswith(f"{start}/") else None
 
     def prepare_model(self, model: "nn.Module", stage: StageInfo) -> "nn.Module":
         """Take the Fisher information at the weights that the stage starts from, and keep both."""

@@ -148,7 +148,10 @@ class GeRe(Method):
         before = step.previous
         if f"{self.type}/distance" not in before:
             return 1.0
-        return min(before[f"{self.type}/token_loss"] / (before[f"{self.type}/distance"] + 1e-8), self.at_most)
+        apart = before[f"{self.type}/distance"]
+        if self.keep == "margin" and self.mean == "violators":
+            apart /= before[f"{self.type}/outside"] or 1.0
+        return min(before[f"{self.type}/token_loss"] / (apart + 1e-8), self.at_most)
 
     def facts(self) -> dict[str, Any]:
         """Rows held and rows per batch."""

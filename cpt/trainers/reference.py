@@ -90,7 +90,7 @@ def holding(model: Any, weights: Weights) -> Iterator[None]:
     parameters = dict(model.named_parameters())
     try:
         for name in own:
-            parameters[name].data = weights[name]
+            parameters[name].data = weights[name].to(own[name])  # an average is float32, whatever they are
         yield
     finally:
         for name, tensor in own.items():

@@ -73,6 +73,11 @@ def train(
     _check_attention(model, args, training)
     if args.max_steps <= 0:
         args.max_steps = steps_for(args.num_train_epochs, data.pool, task_rows)
+    if schedule is not None and args.max_steps < 2:
+        raise DataError(
+            f"stages.{stage.name}.schedule = {schedule.type!r}: a stage of 1 step has nothing before its anneal that "
+            "the next could go on from: raise training.max_steps, or leave the schedule out"
+        )
     trainer = plug(SFTTrainer, TokenSeam)(
         model=model,
         args=args,

@@ -55,7 +55,8 @@ def finished(
         code = process.wait(timeout)
     except subprocess.TimeoutExpired:
         process.terminate()  # a launcher passes it on to its ranks
-        raise
+        said = (folder / "output.txt").read_text()[-4000:]
+        raise AssertionError(f"not done after {timeout} s; what the ranks said last:\n{said}") from None
     return code, (folder / "output.txt").read_text()
 
 

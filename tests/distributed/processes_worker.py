@@ -1,6 +1,6 @@
-"""What each rank runs: processes that agree, that measure together, and one that dies.
+"""What each rank runs: processes that agree, that measure together, one that comes late, and one that dies.
 
-torchrun --nproc_per_node 2 -m tests.distributed.processes_worker agree|lost FOLDER
+torchrun --nproc_per_node 2 -m tests.distributed.processes_worker agree|late|lost FOLDER
 """
 
 import json
@@ -89,6 +89,41 @@ def agree(processes: Processes, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(answers))
 
 
+def late(processes: Processes, folder: Path) -> None:
+    """What is made once for a run, asked for by a second rank that comes when the first is done with its part."""
+    import torch
+
+    from cpt.data.computed import computed
+    from cpt.data.rewritten import Written, rewritten
+    from cpt.data.sources import load
+    from cpt.data.spec import Source
+
+    made: list[str] = []
+    loaded = load(Source(rows=[{"prompt": "what is 1 + 1?", "completion": "2"}]), None, "rows")
+
+    def compute() -> dict[str, Any]:
+        made.append("computed")
+        return {"one": torch.ones(2)}
+
+    def write(parts: Any) -> Iterator[list[Written | None]]:
+        made.append("written")
+        for part in parts:
+            yield [Written("two", ended=True)] * len(part)
+
+    def decide(found: list[Written | None]) -> tuple[list[Any], dict[str, Any]]:
+        return loaded.rows, {"asked": len(found)}
+
+    for _ in range(2):  # to make, then to read
+        if processes.rank == 1:
+            time.sleep(1)
+        found = computed(folder / "memory", "sums", {"of": "sums"}, compute)
+        if processes.rank == 1:
+            time.sleep(1)
+        rows, said = rewritten(folder / "memory", "anew", {"of": "anew"}, loaded, loaded.rows, write, decide)
+    answers = {"made": made, "found": found["one"].tolist(), "rows": list(rows), "said": said}
+    (folder / f"{processes.rank}.json").write_text(json.dumps(answers))
+
+
 def lost(processes: Processes, folder: Path) -> int:
     """Train; rank 1 is killed in a step. Returns the exit code of the other."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -119,11 +154,11 @@ def lost(processes: Processes, folder: Path) -> int:
 
 
 def main(what: str, folder: Path) -> None:
-    """Meet, do one of the two, and leave."""
+    """Meet, do one of the three, and leave."""
     processes = start(2)
     if what == "lost":
         os._exit(lost(processes, folder))
-    agree(processes, folder)
+    (late if what == "late" else agree)(processes, folder)
     processes.end()
     os._exit(0)  # a gloo thread that is still alive when the interpreter goes may abort after success
 

@@ -59,6 +59,15 @@ def test_ranks_measure_what_one_process_measures(
             assert two["n"] == one["n"] == len(one["per_item"])
 
 
+def test_a_late_rank_makes_what_the_first_makes(tmp_path: Path) -> None:
+    """It finds on disk what the first has written meanwhile, and makes its own part all the same."""
+    code, printed = two_ranks("processes_worker", "late", folder=tmp_path, timeout=120)
+    assert code == 0, printed[-4000:]
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert zero == one
+    assert (one["made"], one["found"], one["said"]) == (["computed", "written"], [1.0, 1.0], {"asked": 1})
+
+
 def test_a_dead_rank_ends_the_other_in_words(tmp_path: Path) -> None:
     code, printed = two_ranks("processes_worker", "lost", folder=tmp_path, timeout=300)
     assert code != 0

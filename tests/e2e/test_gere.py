@@ -95,6 +95,17 @@ def test_dynamic_weights_make_the_margin_as_large_as_the_token_loss(tmp_path: Pa
         assert now["gere/margin"] == pytest.approx(weight * now["gere/distance"], rel=1e-4)
 
 
+def test_a_dynamic_weight_of_violators_is_by_their_own_mean(tmp_path: Path) -> None:
+    dynamic = GERE | {"weight": "dynamic", "mean": "violators", "at_most": 1e6}
+    done = run(stream(tmp_path, dynamic), say=lambda line: None)
+    lines = [json.loads(line) for line in next(done.path.glob("stages/02*/metrics.jsonl")).open()]
+    steps = [line for line in lines if "gere/margin" in line]
+    assert len(steps) > 1
+    for before, now in itertools.pairwise(steps):
+        weight = before["gere/token_loss"] * before["gere/outside"] / before["gere/distance"]
+        assert now["gere/margin"] == pytest.approx(weight * now["gere/distance"] / now["gere/outside"], rel=1e-3)
+
+
 def test_packing_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"stages\.0\.training\.packing = true: gere knows .* each row alone"):
         run(stream(tmp_path, GERE, training={"packing": True, "per_device_train_batch_size": 16, "max_steps": 4}))

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from cpt import ConfigError, Stream
+from cpt.methods.base import StageInfo
+from cpt.methods.distill import Distill
+from cpt.methods.step import Tensors
 from tests.contract.lab import TASK_ROWS, Lab, distance
 
 KL = {"type": "distill", "weight": 1.0, "top_k": 4096}  # all tokens: nothing is cut off
@@ -81,6 +84,39 @@ def test_an_average_follows(lab: Lab) -> None:
         for how in ({"to": "start", "reference": "weights"}, {"to": "average", "decay": 0.01})
     )
     assert quick < start / 4
+
+
+def test_two_averages_are_two(lab: Lab) -> None:
+    """Each is held against its own: what both log together is what each logs alone."""
+    slow, quick = (KL | {"weight": 1e-30, "to": "average", "decay": decay} for decay in (0.9999, 0.01))
+    alone = [logged(lab.stage([one])) for one in (slow, quick)]
+    both = logged(lab.stage([quick, slow]))
+    assert both[-1] > 1e-4
+    assert both == pytest.approx([sum(pair) for pair in zip(*alone, strict=True)], rel=1e-3, abs=1e-6)
+
+
+class Bfloat16(Lab):
+    """Its weights are bfloat16."""
+
+    def model(self, lora: bool = False, **config: Any) -> Any:
+        return super().model(lora, **config).to(torch.bfloat16)
+
+
+def test_an_average_of_bfloat16_weights_moves(lab: Lab) -> None:
+    """A step of 1 - decay is below what bfloat16 tells apart; the passes are of its values in the model's own type."""
+    stage = StageInfo(index=1, name="lab", kind="sft", seed=1, batch_rows=4)
+    model = torch.nn.Linear(2, 2, bias=False).bfloat16()
+    torch.nn.init.constant_(model.weight, 1.0)
+    method = Distill(type="distill", to="average", decay=0.999)
+    method.prepare_model(model, stage)
+    torch.nn.init.constant_(model.weight, 1.0625)
+    weights = Tensors(dict(model.named_parameters()), gradients=False)
+    for _ in range(100):
+        method.edit_weights(weights, stage)
+    expected = 1.0625 - 0.0625 * 0.999**100
+    assert method.state_dict()["weight"].flatten().tolist() == pytest.approx([expected] * 4, rel=1e-5)
+    outcome = Bfloat16(lab.folder, lab.tokenizer, lab.llama).stage([KL | {"to": "average"}])
+    assert all(tensor.dtype == torch.bfloat16 for tensor in outcome.after.values())
 
 
 def test_what_cannot_be_recorded_is_refused() -> None:

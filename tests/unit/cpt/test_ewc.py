@@ -135,6 +135,17 @@ def test_online_carries_what_the_stage_before_held(tmp_path: Path) -> None:
     assert [one["carried"] for one in facts[1:]] == [False, True]
 
 
+def test_online_carries_under_a_schedule_that_goes_on(tmp_path: Path) -> None:
+    """A stage then starts from before the anneal of the one before, not from its finished model."""
+    asked = stream(tmp_path, online=0.5).model_dump(mode="json", exclude_unset=True)
+    for stage in asked["stages"]:
+        stage["schedule"] = "infinite"
+    done = run(Stream.parse(asked), say=lambda line: None)
+    facts = [done.find(name).done()["facts"]["methods"]["ewc"] for name in ("last_letter", "sums")]  # type: ignore[index]
+    assert [one["carried"] for one in facts] == [False, True]
+    assert facts[1]["rows"] == 20  # the stage before's own
+
+
 @pytest.mark.parametrize(
     ("method", "problem"),
     [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cpt import ConfigError, Run, RunDirError, Stream, run
+from cpt import ConfigError, DataError, Run, RunDirError, Stream, run
 from cpt.schedule import STATE, Schedule
 from cpt.trainers import rates as rates_module
 from cpt.trainers.session import read_metrics
@@ -55,6 +55,12 @@ def test_a_stage_of_a_few_steps_has_an_anneal(steps: int) -> None:
     made = schedule()
     assert 0 < made.anneal_step(steps) < steps
     assert all(0 <= made.factor(steps, goes_on)(step) <= 1 for step in range(steps) for goes_on in (False, True))
+
+
+def test_a_long_anneal_leaves_a_step_before_it() -> None:
+    """A state before the anneal is kept of every stage that has two steps."""
+    made = schedule(warmup=0, cooldown=0, anneal=0.9)
+    assert [made.anneal_step(steps) for steps in (2, 3, 20)] == [1, 1, 2]
 
 
 # ---- streams ----------------------------------------------------------------------------------------
@@ -132,6 +138,14 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
         one, two = (load_file(end.find(name).model / "model.safetensors") for end in (whole, done))
         assert all(tensor.equal(two[key]) for key, tensor in one.items())
         assert (done.find(name).path / STATE / "SEAL.json").is_file()
+
+
+@pytest.mark.e2e
+def test_a_stage_of_one_step_is_refused_before_it_trains(tmp_path: Path) -> None:
+    """It has nothing before its anneal that the next could go on from."""
+    with pytest.raises(DataError, match=r"schedule = 'infinite': a stage of 1 step .* raise training.max_steps"):
+        run(stream(tmp_path, {"training": {"max_steps": 1}}, {}), say=quiet)
+    assert not list(tmp_path.glob("*/stages/01*/DONE"))
 
 
 @pytest.mark.e2e
