@@ -185,10 +185,17 @@ class Stage(Strict):
                 found.append((("methods", i), method.type, f"does not work in a {self.kind} stage ({allowed})"))
             if method.active and "adapter" in method.needs and (text := not_new(self.adapter)):
                 found.append((("methods", i), method.type, f"needs a new adapter beside the weights: {text}"))
+        names = [method.label if method.active else None for method in self.methods]
+        for i, name in enumerate(names):
+            if name in names[:i] and name and not self.methods[i].owns_requires_grad:
+                has_one = "name" in type(self.methods[i]).model_fields
+                mend = "give one a name of its own" if has_one else "keep one"
+                place = ("methods", i, "name") if has_one else ("methods", i)
+                found.append((place, name, f"is listed twice, and logs tell methods apart by name: {mend}"))
         owners = [i for i, method in enumerate(self.methods) if method.owns_requires_grad]
         if len(owners) > 1:
-            names = " and ".join(self.methods[i].type for i in owners)
-            found.append((("methods", owners[1]), names, "both decide what is trained: keep one"))
+            both = " and ".join(self.methods[i].type for i in owners)
+            found.append((("methods", owners[1]), both, "both decide what is trained: keep one"))
         return found
 
     def _reward_problems(self) -> list[Problem]:

@@ -44,7 +44,7 @@ NEEDS = {
     "adapter": ("full weights", "vLLM"),
     "base without adapter": ("full weights",),
     "start without adapter": ("full weights",),
-    "own passes": ("DeepSpeed", "FSDP"),
+    "own passes": ("DeepSpeed", "FSDP", "re-entrant checkpointing"),
 }
 
 

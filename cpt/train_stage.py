@@ -172,6 +172,12 @@ def _refuse_launch(stream: Stream, stage: Stage, args: Any) -> None:
             f"training: {spread} leaves each process a part of every weight, and evaluation.within.every = {every} "
             "asks for scores while it trains: use DDP or ZeRO-2, or evaluation.within: auto, which skips such a stage"
         )
+    asked = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if asked and (held := _active_needing(stage, "own passes")):
+        problems.append(
+            f"training.gradient_checkpointing_kwargs.use_reentrant = true: {', '.join(held)} takes gradients of single "
+            "tensors, which re-entrant checkpointing refuses: set it to false"
+        )
     wrapped = "DeepSpeed" if args.deepspeed_plugin is not None else spread
     if stage.schedule is not None and wrapped:
         problems.append(
@@ -256,7 +262,7 @@ def train_stage(
             counting(f"answers for {here.stage.name}", say),
         ),
     )
-    data = StageData(load_tokens)
+    data = StageData(load_tokens, place=f"stages.{number}.methods")
     place = f"stages.{number}.data"
     if here.stage.kind in GENERATING:
         data.sources[TASK] = _prompts(stream, inputs, here, training, place)
@@ -270,7 +276,7 @@ def train_stage(
     _say_counts(counts, say)
     _reset_peak()
     watch = _watch(stream, inputs, number, data, folder, say, processes)
-    progress = StageProgress(here.stage.name, {method.type for method in methods}, say)
+    progress = StageProgress(here.stage.name, {method.label for method in methods}, say)
     session = Session(folder, stop, progress.log, processes, watch, progress.at)
     about = (opened, inputs.tokenizer, data, info, methods, training, session)
     try:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from cpt.data.collator import Collator
 from cpt.data.computed import summed
-from cpt.data.recording import launched
-from cpt.data.tokens import IGNORED
+from cpt.data.recording import launched, learned, logits_at
 
 TOKENS = 2048  # padded, of one pass
 
@@ -58,9 +57,10 @@ def _length(row: dict[str, Any]) -> int:
 
 def _loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
     """Sum of the losses of learned tokens, and how many there are."""
-    asked = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    logits = model(**asked, use_cache=False).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    learned = labels != IGNORED
-    loss = torch.nn.functional.cross_entropy(logits[learned].float(), labels[learned], reduction="sum")
-    return loss, int(learned.sum())
+    asked: dict[str, Tensor] = {
+        name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch
+    }
+    where = learned(batch["labels"])
+    labels = batch["labels"][:, 1:][where[:, :-1]]
+    loss = torch.nn.functional.cross_entropy(logits_at(model, asked, where).float(), labels, reduction="sum")
+    return loss, len(labels)

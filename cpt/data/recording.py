@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,21 +88,11 @@ class Recorder:
 
     def logits(self, part: Sequence[int]) -> Iterator[Tensor]:
         """(N, V) the model's own logits of the learned tokens, no others are computed."""
-        return self._reading(part, AT_ONCE, 0, self._logits)
+        return self._reading(part, AT_ONCE, 0, partial(logits_at, self.model))
 
     def _last(self, inputs: dict[str, Tensor]) -> Tensor:
         found: Tensor = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
         return found
-
-    def _logits(self, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
-        """Through the model's own forward, for some scale or cap what their head returns."""
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))
-        try:
-            found: Tensor = self.model(**inputs, use_cache=False).logits[0]
-            return found
-        finally:
-            hook.remove()
 
     def _reading(
         self, part: Sequence[int], at_once: int, pad: int, read: Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -186,6 +177,20 @@ def as_first(seen: T) -> T:
     holder = [seen]
     distributed.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def logits_at(model: Any, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+    """(N, V) a model's own logits where the mask (B, T) is true; no others are computed.
+
+    Through its own forward, for some models scale or cap what their head returns.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))
+    try:
+        found: Tensor = model(**inputs, use_cache=False).logits[0]
+        return found
+    finally:
+        hook.remove()
 
 
 def backbone(model: Any) -> Any:

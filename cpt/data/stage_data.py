@@ -24,12 +24,14 @@ class StageData:
     quotas: rows of each added source in every effective batch, exact through epoch ends and resume. A source
             without one is shuffled in among the task's rows.
     token_shares: of added sources that have a share of the tokens instead.
+    place: of the stage's methods, for errors.
     """
 
     load: Callable[[Sequence[Any] | Loaded, str, int | None], TokenRows]
     sources: dict[str, TokenRows] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
     token_shares: dict[str, float] = field(default_factory=dict)
+    place: str = "methods"
 
     def add(self, name: str, rows: TokenRows, rows_per_batch: int | None, share_of_tokens: float | None = None) -> None:
         """Add a source with exactly `rows_per_batch` of its rows in every effective batch; None: shuffled in.
@@ -65,8 +67,8 @@ class StageData:
     def _refuse_short(self, name: str, rows_per_batch: float) -> None:
         if rows_per_batch > (held := len(self.sources[name].dataset)):
             raise DataError(
-                f"{name}: holds {held} rows, fewer than the {rows_per_batch:.4g} of every effective batch: "
-                "give more rows, or a smaller ratio"
+                f"{self.place}.{name}: holds {held} rows, fewer than the {rows_per_batch:.4g} of every effective "
+                "batch: give more rows, or a smaller ratio"
             )
 
     def rows_per_batch(self, batch: int) -> dict[str, float]:

@@ -103,6 +103,15 @@ def whole_share(ratio: float, batch_rows: int) -> list[str]:
     return []
 
 
+def short_budget(field: str, budget: float | None, rows_per_batch: int) -> list[tuple[str, str]]:
+    """What is wrong with a budget of all replayed rows: it must hold those of one effective batch."""
+    if budget is None or budget >= rows_per_batch:
+        return []
+    return [
+        (field, f"keeps {budget:g} rows in all, fewer than the {rows_per_batch} of every effective batch: raise it")
+    ]
+
+
 def unknown_stages(wanted: object, earlier: Sequence[str]) -> list[tuple[str, str]]:
     """What is wrong with the stages that a field `earlier` names: they must come before."""
     known = ", ".join(earlier) or "none"
@@ -152,12 +161,18 @@ class Method(BaseModel):
         return self.absent is None or any(getattr(self, key) != value for key, value in self.absent.items())
 
     @property
+    def label(self) -> str:
+        """What logs and records call it: its `name`, where it has that field, or its type."""
+        return str(getattr(self, "name", self.type))
+
+    @property
     def needs(self) -> frozenset[str]:
         """What it takes beside its hooks: "hidden" (Step.hidden and Step.head), "blocks" (Step.blocks), "base" (what
         StageInfo.record gives: not under ZeRO-3, FSDP or packing), "whole" (the whole model, before training or at
         other weights: not under ZeRO-3 or FSDP), "base without adapter", "start without adapter" (the model with its
         adapters off is that one), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with
-        vLLM), "own passes" (the model is run between the trainer's passes: not under DeepSpeed or FSDP)."""
+        vLLM), "own passes" (the model is run between the trainer's passes: not under DeepSpeed, FSDP or
+        re-entrant checkpointing)."""
         return frozenset()
 
     @property
@@ -235,4 +250,4 @@ HOOKS = frozenset(
     {"active", "check", "check_rows", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
-CONTRACT = HOOKS | {"type", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent", "blocks_read"}
+CONTRACT = HOOKS | {"type", "label", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent", "blocks_read"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from cpt.data.spec import refuse
+from cpt.data.spec import Name, refuse
 from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo, Term
 
@@ -35,6 +35,8 @@ class BlockAnchor(Method):
     reference: Literal["auto", "weights"] = Field(
         "auto", description="the model without its adapters; weights: where that is another, a copy of what is trained"
     )
+
+    name: Name = Field("block_anchor", description="what logs call it; two in a stage need two names")
 
     absent: ClassVar[dict[str, Any]] = {"weight": 0.0}
 
@@ -66,7 +68,7 @@ class BlockAnchor(Method):
         """Copy the weights where the reference is a copy; make sure that there is one otherwise."""
         from cpt.methods.weights import copied
 
-        place = f"stages.{stage.name}.methods.{self.type}"
+        place = f"stages.{stage.name}.methods.{self.name}"
         if self.to in stage.adapters_off:
             return model
         if self.reference == "auto":

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
-from cpt.data.spec import Name
-from cpt.methods.base import Method, StageInfo, Term, unknown_stages, whole_share
+from cpt.data.spec import Name, refuse
+from cpt.methods.base import Method, StageInfo, Term, short_budget, unknown_stages, whole_share
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +47,12 @@ class DER(Method):
     _recordings: dict[str, Any] = PrivateAttr(default_factory=dict)
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _counts_for_something(self) -> "DER":
+        if self.active and not (self.alpha or self.beta):
+            refuse((("alpha",), 0.0, "and beta = 0: the replayed rows would count nothing; give one, or ratio: 0"))
+        return self
+
     @property
     def needs(self) -> frozenset[str]:
         """Hidden states and what a model computed on single rows; for beta alone neither."""
@@ -61,6 +67,10 @@ class DER(Method):
         if not self.active:
             return []
         share = [("ratio", text) for text in whole_share(self.ratio, batch_rows)]
+        stages = len(earlier if self.earlier == "all" else self.earlier)
+        if stages and isinstance(self.rows_per_stage, int):
+            budget, needed = self.rows_per_stage * stages, self.quotas(batch_rows)[self.name]
+            share = share or short_budget("rows_per_stage", budget, needed)
         return share + unknown_stages(self.earlier, earlier)
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from cpt.data.spec import refuse
+from cpt.data.spec import Name, refuse
 from cpt.methods.base import Method, StageInfo, Term
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Distill(Method):
     )
     top_k: int = Field(32, gt=0, description="likely tokens that are recorded; the others are one")
     decay: float = Field(0.999, gt=0, lt=1, description="of the moving average, per optimizer step")
+    name: Name = Field("distill", description="what logs call it; two in a stage need two names")
 
     absent: ClassVar[dict[str, Any]] = {"weight": 0.0}
 
@@ -49,9 +50,11 @@ class Distill(Method):
     _weights: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _an_average_is_no_record(self) -> "Distill":
+    def _of_the_average(self) -> "Distill":
         if self.to == "average" and self.reference == "cached":
             refuse((("reference",), "cached", "a moving average moves: take auto, or to: start"))
+        if self.to != "average" and self.decay != type(self).model_fields["decay"].default:
+            refuse((("decay",), self.decay, "is of to: average alone: leave it out"))
         return self
 
     @property
@@ -75,7 +78,7 @@ class Distill(Method):
         if self.to in stage.adapters_off and self.reference != "cached":
             self._how = "adapter"
         elif self.to == "average" or self.reference == "weights":
-            place = f"stages.{stage.name}.methods.distill.reference = 'weights'"
+            place = f"stages.{stage.name}.methods.{self.name}.reference = 'weights'"
             self._how, self._weights = "weights", copied(model, stage, self.to, place, "take auto")
             if self.to == "average":  # in bfloat16 it would stand still: a step of it is below a rounding
                 self._weights = {name: tensor.float() for name, tensor in self._weights.items()}
@@ -87,7 +90,7 @@ class Distill(Method):
             )
             for name in self._origins():
                 rows = self._data.sources[name]
-                self._recordings[name] = stage.record(model, rows, f"distill-{stage.name}-{name}", **kept)
+                self._recordings[name] = stage.record(model, rows, f"{self.name}-{stage.name}-{name}", **kept)
         return model
 
     def _origins(self) -> list[str]:
@@ -139,4 +142,4 @@ class Distill(Method):
 
     def facts(self) -> dict[str, Any]:
         """Where the reference comes from."""
-        return {"reference": self._how, "tokens_kept": self.top_k if self._how == "cached" else None}
+        return {"reference": self._how}

@@ -7,9 +7,9 @@ the general rows once per base, and of the base on disk, for every learned token
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
-from cpt.data.spec import Name, Source, Sources
+from cpt.data.spec import Name, Source, Sources, refuse
 from cpt.methods.base import Method, StageInfo, Term, whole_share
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GENERAL = Source(hub="HuggingFaceTB/cosmopedia-100k", limit=1000)  # Apache-2.0
 TEMPERATURE = 2.0  # of the divergence, on both sides
 WEIGHTS = {"margin": 10.0, "kl": 1.0, "l1": 1.0, "l2": 1.0}  # from a scan on the tiny world: docs/log.md
+# The fields that only some of what may be kept has a use for.
+USED = {"weight": {"margin", "kl", "l1", "l2"}, "of": {"margin", "kl", "l1", "l2"}}
+USED |= {"mean": {"margin"}, "passes": {"margin"}, "top_k": {"kl"}}
 RECORDED = {"margin": "regions", "l1": "features", "l2": "features", "kl": "top_k"}
 
 
@@ -43,7 +46,7 @@ class GeRe(Method):
         0.25, description="share of every effective batch, 0 switches it off; shuffled: among the task's rows"
     )
     keep: Literal["labels", "margin", "kl", "l1", "l2"] = Field("margin", description="what is kept on general rows")
-    weight: float | Literal["dynamic"] | None = Field(
+    weight: Annotated[float, Field(ge=0)] | Literal["dynamic"] | None = Field(
         None,
         description="of what is kept, by default 10 for the margin and 1 for the others; dynamic: as large as the "
         "token loss was in the step before",
@@ -63,6 +66,17 @@ class GeRe(Method):
     _rows: Any = PrivateAttr(None)
     _recording: Any = PrivateAttr(None)
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _nothing_that_does_nothing(self) -> "GeRe":
+        idle = [name for name, users in USED.items() if self.keep not in users] + ["at_most"] * (
+            self.weight != "dynamic"
+        )
+        given = {name: getattr(self, name) for name in idle if getattr(self, name) != GeRe.model_fields[name].default}
+        why = {"at_most": "bounds weight: dynamic alone"}
+        other = f"means nothing with keep: {self.keep}"
+        refuse(*(((name,), value, f"{why.get(name, other)}: leave it out") for name, value in given.items()))
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -115,7 +129,7 @@ class GeRe(Method):
         hidden = step.hidden[rows][:, :-1][step.mask[rows]]  # (N, H) of the positions that predict a learned token
         distance = self._distance(step, hidden, step.row[rows].tolist())  # (N, H), of kl (N, 1)
         over, entries = f"{self.name}_tokens", distance.shape[1]
-        factors = self.weigh_tokens(step)
+        factors = step.factors
         losses = -step.log_probs.detach() if factors is None else -step.log_probs.detach() * factors
         step.note("token_loss", Term(losses.sum(), "tokens"))
         step.note("distance", Term(distance.detach().sum(), over, 1 / entries))
@@ -146,12 +160,12 @@ class GeRe(Method):
         if self.weight != "dynamic":
             return self.weight
         before = step.previous
-        if f"{self.type}/distance" not in before:
+        if f"{self.name}/distance" not in before:
             return 1.0
-        apart = before[f"{self.type}/distance"]
+        apart = before[f"{self.name}/distance"]
         if self.keep == "margin" and self.mean == "violators":
-            apart /= before[f"{self.type}/outside"] or 1.0
-        return min(before[f"{self.type}/token_loss"] / (apart + 1e-8), self.at_most)
+            apart /= before[f"{self.name}/outside"] or 1.0
+        return min(before[f"{self.name}/token_loss"] / (apart + 1e-8), self.at_most)
 
     def facts(self) -> dict[str, Any]:
         """Rows held and rows per batch."""

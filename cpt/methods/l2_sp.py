@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
+from cpt.data.spec import Name
 from cpt.errors import DataError
 from cpt.methods.base import Method, StageInfo
 
@@ -25,6 +26,8 @@ class L2SP(Method):
     to: Literal["start", "base"] = Field(
         "start", description="the anchor: where the stage starts, or the stream's base"
     )
+
+    name: Name = Field("l2_sp", description="what logs call it; two in a stage need two names")
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
     absent: ClassVar[dict[str, Any]] = {"strength": 0.0}
@@ -45,7 +48,7 @@ class L2SP(Method):
             assert stage.open_base is not None
             source = dict(stage.open_base().named_parameters())
             if missing := sorted(trained.keys() - source.keys()):
-                place = f"stages.{stage.name}.methods.{self.type}.to = 'base'"
+                place = f"stages.{stage.name}.methods.{self.name}.to = 'base'"
                 raise DataError(f"{place}: the base has no {missing[0]}, which this stage trains: take to: start")
         self._anchor = {name: source[name].detach().to(p.device).float().clone() for name, p in trained.items()}
         return model

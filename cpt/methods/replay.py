@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Sources, refuse
-from cpt.methods.base import Method, StageInfo, unknown_stages, whole_share
+from cpt.methods.base import Method, StageInfo, short_budget, unknown_stages, whole_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,18 @@ class Replay(Method):
         if not self.active:
             return []
         texts = whole_share(self.ratio, batch_rows) if self.by == "rows" else []
-        share = [("ratio", text) for text in texts]
+        share = [("ratio", text) for text in texts] or self._short(batch_rows, earlier)
         return share + unknown_stages(self.earlier, earlier)
+
+    def _short(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
+        """A budget below one batch's rows; general rows may make up for it, and a share's size is not known yet."""
+        stages = len(earlier if self.earlier == "all" else self.earlier or [])
+        if self.by == "tokens" or self.general or not stages:
+            return []
+        if self.rows_in_all is not None:
+            return short_budget("rows_in_all", self.rows_in_all, self._rows(batch_rows))
+        each = self.rows_per_stage
+        return short_budget("rows_per_stage", each and (each * stages if each >= 1 else None), self._rows(batch_rows))
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the replay rows under this method's name."""

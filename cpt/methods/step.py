@@ -22,7 +22,7 @@ class Seen(NamedTuple):
     blocks: "Sequence[Any]" = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """One micro-batch of B rows and T tokens, after the trainer's own forward pass.
 
@@ -37,6 +37,7 @@ class Step:
     number:    optimizer steps done so far in this stage.
     hidden:    (B, T, H) what the head reads, with gradient; only where a method needs "hidden". head: that head.
     blocks:    (B, T, H) for each block, what it gives to the next, with gradient; None for those that no method reads.
+    factors:   (B, T-1) what the token losses are weighed by, all methods' together; None for ones.
     previous:  terms and notes of the optimizer step before, over all ranks, as `method/name`; empty in the first.
     notes:     what `note` took.
     """
@@ -55,6 +56,7 @@ class Step:
     blocks: "Sequence[Any]" = ()
     look: "Callable[..., Seen] | None" = None
     seen: dict[str, Seen] = field(default_factory=dict)
+    factors: "Tensor | None" = None
     previous: dict[str, float] = field(default_factory=dict)
     notes: "dict[str, Term]" = field(default_factory=dict)
 

@@ -129,7 +129,7 @@ def training_figures(stage: StageFiles, limits: Limits) -> list[Figure]:
 
 def _methods(stage: StageFiles) -> set[str]:
     listed = as_list(as_object(stage.record.get("stage")).get("methods"))
-    return {str(as_object(one).get("type")) for one in listed}
+    return {str(as_object(one).get("name") or as_object(one).get("type")) for one in listed}
 
 
 def _over_stages(view: RunView, name: str, limits: Limits) -> Figure:

@@ -179,13 +179,13 @@ class Seam:
         added = step.log_probs.new_zeros(())
         for method in self._adders:
             for name, term in method.loss_terms(step).items():
-                added = added + self._share(f"{method.type}/{name}", term)
+                added = added + self._share(f"{method.label}/{name}", term)
             self._log_notes(method, step)
         return added
 
     def _log_notes(self, method: Method, step: Step) -> None:
         for name, term in step.notes.items():
-            self._share(f"{method.type}/{name}", term)
+            self._share(f"{method.label}/{name}", term)
         step.notes.clear()
 
     def _share(self, name: str, term: Term) -> torch.Tensor:
@@ -198,13 +198,14 @@ class Seam:
         return value
 
     def _weights(self, step: Step) -> torch.Tensor | None:
-        """The product of the methods' token weights, (rows, tokens - 1), or None where all are 1."""
+        """The product of the methods' token weights, (rows, tokens - 1), or None where all are 1; the step keeps it."""
         weights = []
         for method in self._weighers:
             factors = method.weigh_tokens(step)
             self._log_notes(method, step)
             weights += [] if factors is None else [factors]
-        return torch.stack(weights).prod(0).detach() if weights else None
+        step.factors = torch.stack(weights).prod(0).detach() if weights else None
+        return step.factors
 
     def _log_sum(self, name: str, value: torch.Tensor) -> None:
         """Add to a part of the loss that is logged by name: a sum over the micro-batches of a step, and over ranks."""
@@ -262,7 +263,7 @@ class Seam:
             gradients = self._tensors(gradients=True)
             method.edit_gradients(gradients, self._stage)
             for name, value in gradients.noted.items():
-                self._metrics["train"][f"{method.type}/{name}"].append(float(value))
+                self._metrics["train"][f"{method.label}/{name}"].append(float(value))
 
     def edit_weights(self) -> None:
         """Called by the stage's callback right after each optimizer step."""

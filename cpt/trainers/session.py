@@ -194,7 +194,7 @@ def _facts(trainer: Any, methods: Sequence[Method], seconds: float, checkpoint: 
         "processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "arguments": _plain(trainer.args.to_dict()),
-        "methods": {getattr(method, "name", method.type): method.facts() for method in methods},
+        "methods": {method.label: method.facts() for method in methods},
     }
     if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed keeps it in shards
         state = getattr(trainer.optimizer, "state", {})

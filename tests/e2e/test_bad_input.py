@@ -196,7 +196,7 @@ WRITTEN = {
         "stages.0.methods",
         [REPLAY | {"ratio": 0.25}, REPLAY | {"ratio": 0.25}],
         "stages.0.methods.1.name = 'replay'",
-        "need a name of their own",
+        "give one a name of its own",
     ),
     "no earlier stage": (
         "stages.1.methods",

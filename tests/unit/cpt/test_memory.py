@@ -91,6 +91,17 @@ def test_a_forgotten_row_does_not_come_back(tmp_path: Path) -> None:
     assert memory.keep_rows("replay-two", left, {}).rows == given.rows[1:3]
 
 
+def test_lines_copied_out_of_a_memory_are_known_there(tmp_path: Path) -> None:
+    """As its rows.jsonl has them: by their id, which a row keeps whose answer was written anew."""
+    memory, given = Memory(tmp_path / "memory"), loaded(3)
+    memory.keep_rows("replay-a", given, {})
+    file = next(memory.folder.rglob("rows.jsonl"))
+    (tmp_path / "gone.jsonl").write_text(file.read_text(encoding="utf-8").splitlines()[1] + "\n", encoding="utf-8")
+    said = forget_rows(memory.folder, tmp_path / "gone.jsonl")
+    assert said[-1].startswith("1 rows forgotten")
+    assert [row.id for row in read_rows(file)] == [row.id for i, row in enumerate(given.rows) if i != 1]
+
+
 def test_a_removal_cut_short_is_an_error_with_the_folder(tmp_path: Path) -> None:
     memory, given = Memory(tmp_path), loaded(3)
     memory.keep_rows("replay-two", given, {})

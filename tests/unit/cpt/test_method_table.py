@@ -108,16 +108,21 @@ def test_limits_of_needs_are_those_that_are_refused(need: str, monkeypatch: pyte
     monkeypatch.setattr("cpt.trainers.deepspeed.refuse_edits", lambda methods, args: [])
     monkeypatch.setattr("cpt.trainers.deepspeed.forget", lambda args: None)
     monkeypatch.setattr("cpt.trainers.session.spreads_weights", lambda args: args.spread)
-    launches = {
-        "FSDP": SimpleNamespace(spread="FSDP", deepspeed_plugin=None),
-        "ZeRO-3": SimpleNamespace(spread="ZeRO-3", deepspeed_plugin=object()),
-        "DeepSpeed": SimpleNamespace(spread=None, deepspeed_plugin=object()),
-        "vLLM": SimpleNamespace(spread=None, deepspeed_plugin=None, use_vllm=True),
+    plain = {"spread": None, "deepspeed_plugin": None, "gradient_checkpointing": False}
+    launches: dict[str, dict[str, Any]] = {
+        "FSDP": {"spread": "FSDP"},
+        "ZeRO-3": {"spread": "ZeRO-3", "deepspeed_plugin": object()},
+        "DeepSpeed": {"deepspeed_plugin": object()},
+        "vLLM": {"use_vllm": True},
+        "re-entrant checkpointing": {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        },
     }
     found = set()
     for name, args in launches.items():
         try:
-            train_stage._refuse_launch(stream, stage, args)
+            train_stage._refuse_launch(stream, stage, SimpleNamespace(**plain | args))
         except ConfigError:
             found.add(name)
     found -= {"ZeRO-3"} if "DeepSpeed" in found else set()

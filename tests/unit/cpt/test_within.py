@@ -322,7 +322,8 @@ def test_a_stage_without_a_test_and_a_stream_without_general_sets() -> None:
 def test_a_number_of_steps_is_refused_where_no_process_holds_the_weights() -> None:
     from cpt.train_stage import _refuse_launch
 
-    args = SimpleNamespace(fp16=False, fsdp=["full_shard"], deepspeed=None, deepspeed_plugin=None)
+    plain = {"fp16": False, "deepspeed": None, "deepspeed_plugin": None, "gradient_checkpointing": False}
+    args = SimpleNamespace(**plain, fsdp=["full_shard"])
     raw = {"name": "s", "model": "tiny-world", "stages": STAGES}
     auto = Stream.parse(raw)
     _refuse_launch(auto, auto.stages[0], args)
