@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write aside, flush to the disk, rename: a reader sees all of it or none of it."""
+def write_text(file: Path, text: str, mode: int = 0o666) -> None:
+    """Write aside, flush to the disk, rename: a reader sees all of it or none of it. mode: rights, less the umask."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as stream:
+    with open(aside, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

@@ -33,6 +33,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+ledger = typer.Typer(
+    help="Forget requests of a run: who asked, what was done, what was measured.", no_args_is_help=True
+)
+app.add_typer(ledger, name="ledger")
+
 GOES_ON = {"run", "resume", "eval", "sweep", "draw"}  # started again, they go on from where they were stopped
 
 StreamFile = Annotated[str, typer.Argument(metavar="STREAM", help="YAML file, or the name of a shipped recipe")]
@@ -181,6 +186,71 @@ def memory(
         with found.lock():
             typer.echo("\n".join(forget_rows(found.path / "memory", forget)))
     typer.echo(text(found.path / "memory"))
+
+
+RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="its id, as `cpt ledger list` shows it")]
+AsJson = Annotated[bool, typer.Option("--json", help="everything as JSON")]
+
+
+@ledger.command(name="list")
+def list_requests(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """List the requests of a run with their states, a line each."""
+    from cpt.ledger import Ledger
+    from cpt.ledger.table import listed
+    from cpt.run_dir import Run
+
+    with Ledger.open(Run.open(run_dir).path) as found:
+        requests = [request.to_json() for request in found.requests()] if as_json else []
+        typer.echo(json.dumps(requests, indent=1) if as_json else listed(found))
+
+
+@ledger.command(name="show")
+def show_request(run_dir: RunDir, request: RequestId, as_json: AsJson = False) -> None:
+    """Show what is recorded of one request: stage, method, models, checks with thresholds, every entry."""
+    from cpt.ledger import Ledger, table
+    from cpt.run_dir import Run
+
+    with Ledger.open(Run.open(run_dir).path) as found:
+        shown = json.dumps(table.as_json(found, request), indent=1) if as_json else table.shown(found, request)
+    typer.echo(shown)
+
+
+@ledger.command(name="verify")
+def verify_ledger(
+    run_dir: RunDir,
+    certificates: Annotated[
+        list[Path] | None, typer.Option("--certificate", metavar="FILE", help="hold it against the ledger; repeatable")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for entries that were changed, removed or moved; exit 3 when there are any."""
+    from cpt.ledger.table import verified
+    from cpt.run_dir import Run
+
+    facts, said = verified(Run.open(run_dir).path, certificates or [])
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    if facts["problems"]:
+        raise RunDirError(*facts["problems"])
+    if not as_json:
+        typer.echo(said)
+
+
+@ledger.command()
+def certificate(
+    run_dir: RunDir,
+    request: RequestId,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="the JSON file to write")],
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
+    """Write what the ledger says of a verified request, with its head, for whoever asked."""
+    from cpt.ledger import Ledger
+    from cpt.ledger.certificate import write
+    from cpt.run_dir import Run
+
+    with Ledger.open(Run.open(run_dir).path) as found:
+        write(found, request, to, force=force)
+    typer.echo(f"wrote {to}")
 
 
 @app.command()

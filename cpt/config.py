@@ -25,17 +25,18 @@ from pydantic_core import PydanticCustomError
 from cpt import resources
 from cpt.adapters.spec import StageAdapter, adapter_problems, bare_problems, not_new
 from cpt.data.spec import Name, Source, Sources, Strict, refuse
+from cpt.data.templates import Template
 from cpt.errors import ConfigError
 from cpt.explain import every_problem
 from cpt.methods import registry
-from cpt.methods.base import Method
+from cpt.methods.base import Method, whole_share
 from cpt.rewards.spec import StageReward, label
 from cpt.schedule import StageSchedule
 from cpt.suggest import did_you_mean
 from cpt.trainer_fields import check_shared, check_training, fitting
 from eval_harness import strict_yaml
 
-Kind = Literal["sft", "pretrain", "rft", "sdft"]
+Kind = Literal["sft", "pretrain", "rft", "sdft", "unlearn"]
 GENERATING = ("rft", "sdft")  # stages that learn from what the model writes
 Group = Literal["task", "general"]
 Problem = tuple[tuple[str | int, ...], Any, str]  # location, value, sentence
@@ -110,6 +111,16 @@ def _method(value: Any) -> Method:
 AnyMethod = SerializeAsAny[Annotated[Method, PlainValidator(_method, json_schema_input_type=dict)]]
 
 
+def an(kind: str) -> str:
+    """The kind with its article, as it is spoken."""
+    return f"{'a' if kind == 'pretrain' else 'an'} {kind}"
+
+
+def forgetters() -> list[str]:
+    """Names of the methods that forget."""
+    return [name for name in registry.homes() if registry.find(name).forgets]
+
+
 def source_fields(method: Method) -> list[str]:
     """Names of a method's fields that hold sources."""
     values = {key: getattr(method, key) for key in type(method).model_fields}
@@ -141,7 +152,8 @@ class Stage(Strict):
     name: Name
     kind: Kind = Field(
         "sft",
-        description="sft: prompts, answers; pretrain: text; rft: prompts, rewards; sdft: prompts, answers to be shown",
+        description="sft: prompts, answers; pretrain: text; rft: prompts, rewards; sdft: prompts, answers to be shown; "
+        "unlearn: rows to forget",
     )
     data: Sources
     test: EvalSource | None = Field(None, description="held-out rows: the stage's column of the matrix")
@@ -151,6 +163,12 @@ class Stage(Strict):
     kl: Annotated[KL, BeforeValidator(_as_kl, json_schema_input_type=str | KL)] = Field(
         KL(), description="rft: off, base or previous"
     )
+    retain: Sources | None = Field(None, description="unlearn: rows whose own loss keeps them")
+    retain_ratio: float = Field(0.5, gt=0, lt=1, description="unlearn: their share of every effective batch")
+    requested_by: str | None = Field(
+        None, min_length=1, description="unlearn: who asked, as the ledger keeps it; default: the stream's name"
+    )
+    template: Template = Field(Template(), description="unlearn: what is taught in the place of an answer")
     schedule: StageSchedule | None = Field(
         None, description="infinite: the next stage goes on from before this one's anneal; see docs/schedules.md"
     )
@@ -169,7 +187,10 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Stage":
-        found = self._method_problems() + self._reward_problems() + self._schedule_problems()
+        found = [
+            *(self._method_problems() + self._reward_problems()),
+            *(self._forgetting_problems() + self._schedule_problems()),
+        ]
         weighted = [source.weight is not None for source in self.data]
         if any(weighted) and not all(weighted):
             i = weighted.index(False)
@@ -182,7 +203,7 @@ class Stage(Strict):
         for i, method in enumerate(self.methods):
             if self.kind not in method.kinds:
                 allowed = ", ".join(sorted(method.kinds))
-                found.append((("methods", i), method.type, f"does not work in a {self.kind} stage ({allowed})"))
+                found.append((("methods", i), method.type, f"does not work in {an(self.kind)} stage ({allowed})"))
             if method.active and "adapter" in method.needs and (text := not_new(self.adapter)):
                 found.append((("methods", i), method.type, f"needs a new adapter beside the weights: {text}"))
         names = [method.label if method.active else None for method in self.methods]
@@ -212,11 +233,38 @@ class Stage(Strict):
             if name in labels[:i]
         ]
 
+    def _forgetting_problems(self) -> list[Problem]:
+        if self.kind != "unlearn":
+            given: list[tuple[str, Any]] = [("retain", self.retain and self.retain[0].label)]
+            given += [("template", None if self.template == Template() else self.template.lines)]
+            given += [("requested_by", self.requested_by)]
+            given += [("retain_ratio", None if self.retain_ratio == 0.5 else self.retain_ratio)]
+            return [((k,), v, f"means nothing in an {self.kind} stage, only in kind: unlearn") for k, v in given if v]
+        active = [(i, method) for i, method in enumerate(self.methods) if method.active]
+        forget = [(i, method) for i, method in active if method.forgets]
+        found: list[Problem] = []
+        if not forget:
+            found.append(
+                (("methods",), [m.type for m in self.methods], f"none forgets: give one of {', '.join(forgetters())}")
+            )
+        if len(forget) > 1:
+            both = " and ".join(method.type for _, method in forget)
+            found.append((("methods", forget[1][0]), both, "both are the loss of the rows to forget: keep one"))
+        if self.retain is None:
+            found += [
+                (("methods", i), method.type, "keeps the stage's retain rows: give `retain`")
+                for i, method in active
+                if "retain" in method.needs
+            ]
+        if self.training.get("packing"):
+            found.append((("training", "packing"), True, "rows are forgotten one by one: leave it out"))
+        return found
+
     def _schedule_problems(self) -> list[Problem]:
         if self.schedule is None:
             return []
         place, word = ("schedule",), self.schedule.type
-        if self.kind in GENERATING:
+        if self.kind not in ("sft", "pretrain"):
             return [(place, word, f"means nothing in an {self.kind} stage, only in sft and pretrain")]
         if self.adapter is not None:
             return [(place, word, "goes on with the optimizer's state, which is of the full weights: drop the adapter")]
@@ -227,8 +275,9 @@ class Stage(Strict):
         return []
 
     def method_sources(self) -> dict[str, list[Source]]:
-        """The sources that active methods name in their fields, by place: `methods.0.general` -> sources."""
-        return {
+        """The sources beside the stage's own rows, by place: `methods.0.general` of an active method, `retain`."""
+        retain = {"retain": self.retain} if self.retain else {}
+        return retain | {
             f"methods.{j}.{key}": getattr(method, key)
             for j, method in enumerate(self.methods)
             if method.active
@@ -386,6 +435,10 @@ class Stream(Strict):
         """What a stage's methods cannot do with its effective batch, one by one and together."""
         found: list[Problem] = []
         rows, taken = self.batch_rows(stage), {"task": 0}
+        if stage.retain is not None:
+            taken["retain"] = round(stage.retain_ratio * rows)
+            texts = whole_share(stage.retain_ratio, rows)
+            found += [(("stages", i, "retain_ratio"), stage.retain_ratio, text) for text in texts]
         for j, method in enumerate(stage.methods):
             place = ("stages", i, "methods", j)
             problems = method.check(rows, earlier)
@@ -393,10 +446,8 @@ class Stream(Strict):
             for name, quota in method.quotas(rows).items():
                 if name in taken:
                     found.append(((*place, "name"), name, "is taken: rows that a method adds need a name of their own"))
-                if stage.kind in GENERATING and getattr(method, "ratio", None) == "shuffled":
-                    text = (
-                        f"in an {stage.kind} stage rows come on top of the completions, in a fixed share: give a number"
-                    )
+                if stage.kind in (*GENERATING, "unlearn") and getattr(method, "ratio", None) == "shuffled":
+                    text = f"in an {stage.kind} stage rows come in a fixed share: give a number"
                     found.append(((*place, "ratio"), "shuffled", text))
                 if stage.kind in GENERATING and getattr(method, "by", None) == "tokens":
                     text = f"in an {stage.kind} stage nobody knows how many tokens a completion will have: leave it out"

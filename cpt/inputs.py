@@ -111,10 +111,23 @@ def _read_stages(stream: Stream, problems: list[str]) -> list[tuple[Loaded, dict
             rows = load_all(stage.data, stream.data_root, f"stages.{i}.data", seed)
             problems += wrong_kind(stage.kind, rows, f"stages.{i}.data")
             named = {f"stages.{i}.{key}": part for key, part in stage.method_sources().items()}
-            found.append((rows, {key: load_all(part, stream.data_root, key, seed) for key, part in named.items()}))
+            beside = {key: load_all(part, stream.data_root, key, seed) for key, part in named.items()}
+            if kept := beside.get(f"stages.{i}.retain"):
+                problems += _both(rows, kept, f"stages.{i}.retain")
+            found.append((rows, beside))
         except DataError as error:
             problems += error.problems
     return found
+
+
+def _both(forget: Loaded, retain: Loaded, place: str) -> list[str]:
+    """Rows that are to be forgotten and to be kept."""
+    ids = {row.id for row in forget.rows}
+    if not (same := [row.id for row in retain.rows if row.id in ids]):
+        return []
+    return [
+        f"{place}: {len(same)} rows are among those to forget as well ({', '.join(same[:3])}): take them out of one"
+    ]
 
 
 def _read_sets(stream: Stream, problems: list[str]) -> dict[str, tuple[Group, EvalSource, Loaded, Loaded | None]]:
@@ -186,6 +199,9 @@ def _identity(stream: Stream, stage: Stage, parent: str, rows: Loaded, methods: 
             for i, reward in enumerate(stage.rewards)
         ]
         content["kl"] = stage.kl.model_dump() if stage.kl.to != "off" else None
+    if stage.kind == "unlearn":
+        content["template"] = stage.template.texts, stage.template.redraw
+        content["retain_ratio"] = stage.retain_ratio if stage.retain else None
     if stage.schedule is not None:
         content["schedule"] = stage.schedule.model_dump(mode="json")
     if stage.adapter is not None:

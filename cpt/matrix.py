@@ -14,11 +14,13 @@ def matrix(stream: Stream, run: Run, folders: list[StageDir]) -> dict[str, Any]:
     """All scores of the stages measured so far, as JSON. Holds no times: equal runs give equal bytes.
 
     rows[i].scores[set][measure] = {value, n, stderr, definition, higher_is_better}; `summary[measure]` holds
-    AP, BWT, FWT, forgetting and the general difference, each naming its formula. rows[i].within is the stability gap
+    AP, BWT, FWT, forgetting and the general difference, each naming its formula; tests of unlearn stages (`forget`) are
+    in none of these. rows[i].within is the stability gap
     of a stage that was scored while it trained.
     """
     groups = {name: group for name, (group, _) in stream.eval_sources().items()}
-    tasks = [stage.name for stage in stream.stages if stage.test]
+    tasks = [stage.name for stage in stream.stages if stage.test and stage.kind != "unlearn"]
+    forget = [stage.name for stage in stream.stages if stage.test and stage.kind == "unlearn"]
     rows, trained = [], list[Trained]()
     for folder in folders:
         number, _, name = folder.path.name.partition("_")
@@ -34,9 +36,10 @@ def matrix(stream: Stream, run: Run, folders: list[StageDir]) -> dict[str, Any]:
         "schema": SCHEMA,
         "stream": stream.name,
         "tasks": tasks,
+        "forget": forget,
         "general": general,
         "rows": rows,
-        "summary": {m: _summary(m, rows, stream, tasks, general) for m in _measures(rows, {*tasks, *general})},
+        "summary": {m: _summary(m, rows, stream, tasks, general) for m in _measures(rows, {*tasks, *forget, *general})},
     }
 
 

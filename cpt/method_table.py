@@ -19,7 +19,7 @@ from cpt.methods import registry
 from cpt.suggest import did_you_mean
 
 WIDTH = 80
-KINDS = ("pretrain", "sft", "rft", "sdft")
+KINDS = ("pretrain", "sft", "rft", "sdft", "unlearn")
 
 # What a method pays for a hook, from cheap to dear; "works" is what the seam calls it for.
 HOOKS = {

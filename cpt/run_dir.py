@@ -42,6 +42,7 @@ class StageDir:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    run = property(lambda self: self.path.parents[1])
     model = property(lambda self: self.path / "model")
     eval = property(lambda self: self.path / "eval")
     checkpoints = property(lambda self: self.path / "checkpoints")

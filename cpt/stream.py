@@ -21,6 +21,7 @@ from cpt.disk import readable_disk_errors, require_space
 from cpt.errors import RunDirError
 from cpt.evaluation import evaluate
 from cpt.inputs import Inputs, Say, StageInputs, read_inputs
+from cpt.ledger import stages as requests
 from cpt.matrix import matrix
 from cpt.models import adapter_note, base_folder, lineage, needs_weights_of, save_model
 from cpt.processes import Processes, readable_rank_errors, start
@@ -192,16 +193,21 @@ def _make(
     made = lineage(start, stream.model) + (", before its anneal" if start.name == STATE else "")
     say(f"[{here.index}/{len(stream.stages)}] {here.name}: {here.stage.kind} from {made}")
     began = time.perf_counter()
-    trained = train_stage(stream, inputs, here.index - 1, start, here.folder.path, say, stop, processes)
+    request = processes.on_main(partial(_request, stream, inputs, here))
+    with requests.failing(here.folder.run, request if processes.is_main else None, here.name):
+        trained = train_stage(stream, inputs, here.index - 1, start, here.folder.path, say, stop, processes)
     if trained.stopped:
         raise stop.error(f"in stage {here.name!r}, with a checkpoint written")
     facts = trained.facts | {"seconds": round(time.perf_counter() - began, 3)}
     weights = gathered(trained)
 
     def commit() -> None:
+        assert here.stage is not None
+        forgot = next((m.model_dump(mode="json") for m in here.stage.methods if m.active and m.forgets), {})
+        told = requests.trained(here.folder.run, here.name, parent.identity, here.identity, request, forgot)
         here.folder.commit(
             here.identity,
-            facts,
+            facts | told,
             lambda folder: save_model(trained.model, inputs.tokenizer, folder, weights),
             stream.retention.checkpoints,
         )
@@ -209,6 +215,15 @@ def _make(
     processes.on_main(commit)
     release(trained)
     say_facts(here.name, facts, say)
+
+
+def _request(stream: Stream, inputs: Inputs, here: Planned) -> str | None:
+    """The id of the request that an unlearn stage carries out."""
+    stage = here.stage
+    if stage is None or stage.kind != "unlearn":
+        return None
+    rows = inputs.stages[here.index - 1].rows.rows
+    return requests.ask(here.folder.run, rows, stage.requested_by or f"stream {stream.name}", here.name)
 
 
 def _start(stream: Stream, here: Planned, parent: Planned) -> Path:

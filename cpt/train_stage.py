@@ -91,6 +91,10 @@ def _check_stage(stream: Stream, inputs: Inputs, number: int) -> None:
         )
     if here.stage.kind in GENERATING:
         _prompts(stream, inputs, here, training, f"{place}.data")
+    if _active_needing(here.stage, "template"):
+        from cpt.data.forgetting import check_templates
+
+        check_templates(here.rows.rows, here.stage.template, f"{place}.data")
     settings = _token_settings(stream, training)
     for where, rows in {f"{place}.data": here.rows, **here.method_rows}.items():
         check_rendering(rows.rows, inputs.tokenizer, settings, where)
@@ -264,11 +268,13 @@ def train_stage(
     )
     data = StageData(load_tokens, place=f"stages.{number}.methods")
     place = f"stages.{number}.data"
-    if here.stage.kind in GENERATING:
+    methods = fresh_methods(here.stage)
+    if here.stage.kind == "unlearn":
+        data = _to_forget(stream, inputs, number, data, training, place)
+    elif here.stage.kind in GENERATING:
         data.sources[TASK] = _prompts(stream, inputs, here, training, place)
     else:
         data.sources[TASK] = tokenise(here.rows.rows, inputs.tokenizer, settings, place)
-    methods = fresh_methods(here.stage)
     for method in methods:
         method.prepare_data(data, info)
     still(say)
@@ -288,6 +294,10 @@ def train_stage(
             from cpt.trainers import sdft
 
             trained = sdft.train(*about)
+        elif here.stage.kind == "unlearn":
+            from cpt.trainers import unlearn
+
+            trained = unlearn.train(*about)
         else:
             from cpt.trainers import sft
 
@@ -383,6 +393,27 @@ def _rewarding(stream: Stream, here: StageInputs, parent: Path) -> "Rewarding":
         start = None if to_base else parent
         reference = Reference(kl.weight, None if free else lambda: open_model(start, stream.model))
     return Rewarding(rewards, weights, reference)
+
+
+def _to_forget(
+    stream: Stream, inputs: Inputs, number: int, data: "StageData", training: dict[str, Any], place: str
+) -> "StageData":
+    """The rows of an unlearning stage: those to forget, their templates where a method asks for them, those kept."""
+    from cpt.data.forgetting import RETAIN, forget_data, passes
+    from cpt.data.tokens import tokenise
+
+    here, settings = inputs.stages[number], _token_settings(stream, training)
+    batch_rows, rows = stream.batch_rows(here.stage), here.rows.rows
+
+    def encode(rows: Sequence[Any], place: str) -> "TokenRows":
+        return tokenise(rows, inputs.tokenizer, settings, place)
+
+    template = here.stage.template if _active_needing(here.stage, "template") else None
+    made = forget_data(data, rows, encode, template, passes(training, batch_rows, len(rows)), here.seed, place)
+    if here.stage.retain is not None:
+        rows_per_batch = round(here.stage.retain_ratio * batch_rows)
+        made.add(RETAIN, data.load(here.stage.retain, f"stages.{number}.retain", None), rows_per_batch)
+    return made
 
 
 def _named(here: StageInputs, sources: Sequence[Any]) -> Loaded:

@@ -14,6 +14,7 @@ CONFIGS = {
     "sft": "trl:SFTConfig",
     "pretrain": "trl:SFTConfig",
     "rft": "trl:GRPOConfig",
+    "unlearn": "trl:SFTConfig",
     "sdft": "trl.experimental.sdft:SDFTConfig",
 }
 

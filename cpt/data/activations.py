@@ -59,6 +59,14 @@ class TopK(Recording):
         return tokens.long(), log_probs
 
 
+class Answers(Recording):
+    """How likely every row's answer is."""
+
+    def summed(self, rows: Sequence[int], device: Any) -> Tensor:
+        """(N,) float32: the sum of the log-probabilities of each row's learned tokens."""
+        return self.read("answers", "summed", rows).to(device)
+
+
 def record_regions(recorder: Recorder, about: dict[str, Any], passes: int = 2, **how: Any) -> Regions:
     """Record the rows' regions; `how` as `record` takes it.
 
@@ -94,10 +102,25 @@ def record_top_k(recorder: Recorder, about: dict[str, Any], k: int, temperature:
     return TopK(recorder.folder)
 
 
+def record_answers(recorder: Recorder, about: dict[str, Any], **how: Any) -> Answers:
+    """Record how likely every row's learned tokens are, in one pass; `how` as `record` takes it."""
+    record(recorder, about, lambda at: at.each("answers", lambda part: _answers(at, part)), **how)
+    return Answers(recorder.folder)
+
+
 def scratch_bytes(rows: Any, model: Any) -> int:
     """What one pass keeps for the while: an entry for every learned token and hidden dimension."""
     tokens = sum(label != IGNORED for labels in rows["labels"] for label in labels[1:])
     return int(tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+
+
+def _answers(at: Recorder, part: Sequence[int]) -> dict[str, Tensor]:
+    """A sum for each row: in the form of other recordings, with one value a row."""
+    sums = []
+    for row, logits in zip(part, at.logits(part), strict=True):
+        labels = torch.tensor([label for label in at.rows[row]["labels"][1:] if label != IGNORED], device=logits.device)
+        sums.append(logits.float().log_softmax(1).gather(1, labels[:, None]).sum().cpu())
+    return {"summed": torch.stack(sums), "offsets": torch.arange(len(sums) + 1)}
 
 
 def _moments(values: Sequence[Tensor]) -> dict[str, Tensor]:

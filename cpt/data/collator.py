@@ -14,14 +14,18 @@ class Collator:
 
     Packed rows come without attention mask: positions that start again at 0 keep their parts from seeing
     one another. Padding behind a packed row is a part of its own.
+
+    beside: origin of the rows that stand beside others (`template_ids`): they follow behind the batch's own.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
     packed: bool = False
+    beside: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows with input_ids, labels, origin, row -> tensors (B, T), origin and row (B,)."""
+        rows = rows + [self._template(row) for row in rows if row.get("template_ids") is not None]
         length = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -43,6 +47,10 @@ class Collator:
         batch["origin"] = torch.tensor([row["origin"] for row in rows])
         batch["row"] = torch.tensor([row["row"] for row in rows])
         return batch
+
+    def _template(self, row: dict[str, Any]) -> dict[str, Any]:
+        own = {"input_ids": row["template_ids"], "labels": row["template_labels"], "row": row["template_row"]}
+        return own | {"origin": self.beside}
 
 
 def _positions(parts: list[int], length: int) -> torch.Tensor:

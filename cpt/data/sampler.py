@@ -24,13 +24,24 @@ class MixedSampler(Sampler[int]):
     """Rows of concatenated sources, `batch` at a time, each block with its quota of every added source.
 
     sizes:  rows per source, in concatenation order; the task first.
+    copies: how often the task's rows stand one behind the other: pass n draws from copy n, and so round.
     quotas: rows per block of sources that have a fixed share, floor(n x quota) in n blocks; the others are one pool,
             which takes the rest.
     batch:  effective batch over devices, accumulation and ranks. Accelerate hands out consecutive
             micro-batches of it, so the block is the same on any number of ranks.
     """
 
-    def __init__(self, sizes: dict[str, int], quotas: Mapping[str, float], batch: int, steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        quotas: Mapping[str, float],
+        batch: int,
+        steps: int,
+        seed: int,
+        copies: int = 1,
+    ) -> None:
+        self.copies = {TASK: copies}
+        sizes = sizes | {TASK: sizes[TASK] * copies}
         self.sizes, self.batch, self.steps, self.seed, self.quotas = sizes, batch, steps, seed, dict(quotas)
         if batch - sum(map(math.ceil, quotas.values())) < 1 or TASK in quotas:
             raise ValueError(f"quotas {quotas} leave no room for task rows in a batch of {batch}")
@@ -40,7 +51,7 @@ class MixedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         places = self._places()
-        rows = {name: Turns(len(places[name]), self.seed, name) for name in places}
+        rows = {name: Turns(len(places[name]), self.seed, name, self.copies.get(name, 1)) for name in places}
         for step in range(self.steps):
             spans = zip(self._taken(step).items(), self._taken(step + 1).values(), strict=True)
             block = [places[name][rows[name][place]] for (name, first), end in spans for place in range(first, end)]
@@ -90,17 +101,20 @@ class GroupSampler(Sampler[int]):
 
 
 class Turns:
-    """One permutation of a source after another, as a function of (seed, name, place): place n is row `turns[n]`."""
+    """One permutation of a source after another, as a function of (seed, name, place): place n is row `turns[n]`.
 
-    def __init__(self, size: int, seed: int, name: str) -> None:
-        self.size, self.seed, self.name = size, seed, name
+    copies: how often the source's rows stand one behind the other; each permutation is of the next copy.
+    """
+
+    def __init__(self, size: int, seed: int, name: str, copies: int = 1) -> None:
+        self.size, self.seed, self.name, self.copies = size // copies, seed, name, copies
         self._turn, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, place: int) -> int:
         turn, at = divmod(place, self.size)
         if turn != self._turn:
             self._turn, self._order = turn, generator(self.seed, self.name, turn).permutation(self.size)
-        return int(self._order[at])
+        return turn % self.copies * self.size + int(self._order[at])
 
 
 def generator(seed: int, name: str, count: int) -> np.random.Generator:

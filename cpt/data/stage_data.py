@@ -103,6 +103,21 @@ class StageData:
         )
 
     @property
+    def origins(self) -> list[str]:
+        """What methods call the origins, by number."""
+        return self.names
+
+    @property
+    def copies(self) -> int:
+        """How often the task's rows stand in the dataset."""
+        return 1
+
+    @property
+    def beside(self) -> int | None:
+        """Number of the origin of rows that stand beside the task's."""
+        return None
+
+    @property
     def names(self) -> list[str]:
         """Origins by number: a row's `origin` is its place in this list; 0 is the task."""
         return list(self.sources)
@@ -122,9 +137,11 @@ class StageData:
 
     def dataset(self) -> datasets.Dataset:
         """All sources one behind the other, each row with its `origin` and `row` number."""
-        parts = []
-        for number, rows in enumerate(self.sources.values()):
-            n = len(rows.dataset)
-            part = rows.dataset.add_column("origin", [number] * n)
-            parts.append(part.add_column("row", list(range(n))))
-        return datasets.concatenate_datasets(parts)
+        parts = [self._part(name) for name in self.sources]
+        return datasets.concatenate_datasets(
+            [part.add_column("origin", [number] * len(part)) for number, part in enumerate(parts)]
+        )
+
+    def _part(self, name: str) -> datasets.Dataset:
+        rows = self.sources[name].dataset
+        return rows.add_column("row", list(range(len(rows))))

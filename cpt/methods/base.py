@@ -153,6 +153,9 @@ class Method(BaseModel):
     kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain"})  # stage kinds where it makes sense
     order: ClassVar[str] = "add"  # "mask" runs after every "add": a penalty must not push a masked entry
     owns_requires_grad: ClassVar[bool] = False  # two owners in one stage are refused
+    forgets: ClassVar[bool] = (
+        False  # its terms are the loss of the rows to forget: one in an unlearn stage, alone there
+    )
     absent: ClassVar[dict[str, Any] | None] = None  # the setting at which it does nothing, None if it has none
 
     @property
@@ -172,7 +175,8 @@ class Method(BaseModel):
         other weights: not under ZeRO-3 or FSDP), "base without adapter", "start without adapter" (the model with its
         adapters off is that one), "adapter" (a new LoRA, whose weights are final only after `finish_stage`: not with
         vLLM), "own passes" (the model is run between the trainer's passes: not under DeepSpeed, FSDP or
-        re-entrant checkpointing)."""
+        re-entrant checkpointing), "template" (beside every row to forget its prompt with another answer), "retain" (the
+        stage's retain rows)."""
         return frozenset()
 
     @property
@@ -250,4 +254,15 @@ HOOKS = frozenset(
     {"active", "check", "check_rows", "quotas", "prepare_data", "prepare_model", "weigh_tokens", "loss_terms"}
     | {"edit_gradients", "edit_weights", "finish_stage", "state_dict", "load_state_dict", "facts"}
 )
-CONTRACT = HOOKS | {"type", "label", "kinds", "order", "owns_requires_grad", "needs", "edits", "absent", "blocks_read"}
+CONTRACT = HOOKS | {
+    "type",
+    "label",
+    "kinds",
+    "order",
+    "owns_requires_grad",
+    "forgets",
+    "needs",
+    "edits",
+    "absent",
+    "blocks_read",
+}

@@ -39,7 +39,7 @@ class EWC(Method):
     )
     name: Name = Field("ewc", description="what logs and the run's memory call it")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft", "unlearn"})
     absent: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     _rows: Any = PrivateAttr(None)

@@ -60,7 +60,7 @@ class GeRe(Method):
     top_k: int = Field(64, gt=0, description="likely tokens that kl keeps of the base; the others are one")
     name: Name = Field("gere", description="what logs call these rows")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft", "unlearn"})
     absent: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
     _rows: Any = PrivateAttr(None)

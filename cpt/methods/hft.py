@@ -39,7 +39,7 @@ class HFT(Method):
         [], description="modules that are never trained, by name or pattern: lm_head, layers.0"
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft", "unlearn"})
     order: ClassVar[str] = "mask"
     owns_requires_grad: ClassVar[bool] = True
     absent: ClassVar[dict[str, Any]] = {"ratio": 1.0, "embeddings": "trained", "head": "trained", "protected": []}

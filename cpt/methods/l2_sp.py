@@ -29,7 +29,7 @@ class L2SP(Method):
 
     name: Name = Field("l2_sp", description="what logs call it; two in a stage need two names")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft", "unlearn"})
     absent: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     _anchor: "dict[str, Tensor]" = PrivateAttr(default_factory=dict)

@@ -21,14 +21,20 @@ OURS = {
     "block_anchor": "cpt.methods.block_anchor:BlockAnchor",
     "der": "cpt.methods.der:DER",
     "distill": "cpt.methods.distill:Distill",
+    "dpo": "cpt.methods.dpo:DPO",
     "eaft": "cpt.methods.eaft:EAFT",
     "ewc": "cpt.methods.ewc:EWC",
+    "flat": "cpt.methods.flat:FLAT",
     "gere": "cpt.methods.gere:GeRe",
+    "grad_ascent": "cpt.methods.grad_ascent:GradAscent",
     "hft": "cpt.methods.hft:HFT",
+    "idk": "cpt.methods.idk:IDK",
     "l2_sp": "cpt.methods.l2_sp:L2SP",
+    "npo": "cpt.methods.npo:NPO",
     "projection": "cpt.methods.projection:Projection",
     "replay": "cpt.methods.replay:Replay",
     "rewrite": "cpt.methods.rewrite:Rewrite",
+    "simnpo": "cpt.methods.simnpo:SimNPO",
 }
 
 

@@ -47,7 +47,7 @@ class Replay(Method):
     weight: float = Field(1.0, gt=0, description="factor on the token losses of replayed rows")
     name: Name = Field("replay", description="what logs call these rows; two replays need two names")
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"sft", "pretrain", "rft", "sdft", "unlearn"})
     absent: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
     _facts: dict[str, Any] = PrivateAttr(default_factory=dict)

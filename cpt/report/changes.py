@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cpt.report.read import points
-from cpt.report.summary import cell, is_percent, primary
+from cpt.report.summary import cell, forget, is_percent, primary
 from cpt.terminal import Marked
 
 MOST = 24  # lines; of more sets, those that changed most
 SURE = 1.96  # standard errors of a difference
+TO_FORGET = "to forget"
 WIDTH = 80
 
 
@@ -58,10 +59,12 @@ def _sets(matrix: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, str]]
     """The stage's own test, those of earlier stages, the general sets; all of them for the base."""
     tasks, general = matrix["tasks"], [(name, "general") for name in matrix["general"]]
     if here["index"] == 0:
-        return [*((name, "to learn") for name in tasks), *general]
+        return [*((name, "to learn") for name in tasks), *((name, TO_FORGET) for name in forget(matrix)), *general]
     trained = {row["stage"] for row in matrix["rows"] if row["index"] < here["index"]}
     own = [(name, "learned") for name in tasks if name == here["stage"]]
-    return [*own, *((name, "earlier") for name in tasks if name in trained), *general]
+    known = [name for name in forget(matrix) if name in trained | {here["stage"]}]
+    earlier = [(name, "earlier") for name in tasks if name in trained]
+    return [*own, *((name, TO_FORGET) for name in known), *earlier, *general]
 
 
 def _line(
@@ -80,7 +83,7 @@ def _line(
     )
     change, size = _difference(now, earlier), _size(now, earlier)
     verdict = ""
-    if change and size is not None:
+    if change and size is not None and (part != TO_FORGET or abs(size) <= SURE):  # less is meant, and may be too much
         verdict = "~" if abs(size) <= SURE else "better" if (size > 0) == now["higher_is_better"] else "worse"
     percent = is_percent(now)
     return Line(

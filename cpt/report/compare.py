@@ -69,6 +69,11 @@ class RunFiles:
         return self.matrix["tasks"]
 
     @property
+    def forget(self) -> list[str]:
+        """Tests of unlearn stages."""
+        return summary.forget(self.matrix)
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What tells runs of one group apart: seed and order."""
         return self.stream.get("seed", 0), tuple(self.tasks)
@@ -210,7 +215,7 @@ def _set(file: Path) -> dict[str, Result]:
 def _chosen(runs: Sequence[RunFiles], measure: str | None) -> tuple[dict[str, str], list[str]]:
     """Set -> the measure it is read by, for sets that all runs have; and notes about the others."""
     first = runs[0]
-    names = list(dict.fromkeys(name for run in runs for name in [*run.tasks, *run.matrix["general"]]))
+    names = list(dict.fromkeys(name for run in runs for name in [*run.tasks, *run.forget, *run.matrix["general"]]))
     by = {name: measure or first.primary(name) for name in names}
     found = {name: m for name, m in by.items() if m and all(run.result(0, name, m) for run in runs)}
     left_out = [name for name in names if name not in found]
@@ -305,10 +310,11 @@ class _Draws:
 def _quantities(runs: Sequence[RunFiles], chosen: Mapping[str, str], draws: _Draws) -> Iterator[Quantity]:
     first = runs[0]
     tasks = [name for name in first.tasks if name in chosen]
-    general = [name for name in chosen if name not in tasks]
-    for section, names in (("tasks, after the last stage", tasks), ("general, after the last stage", general)):
+    general = [name for name in chosen if name not in [*tasks, *first.forget]]
+    parts = {"tasks": tasks, "to forget": [name for name in first.forget if name in chosen], "general": general}
+    for part, names in parts.items():
         for name in names:
-            yield _final(section, name, chosen[name], runs, draws)
+            yield _final(f"{part}, after the last stage", name, chosen[name], runs, draws)
     section = "the stream"
     measure, read = _common(runs, tasks, chosen)
     if measure:

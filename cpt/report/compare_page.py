@@ -227,7 +227,7 @@ def _cell(one: Quantity, estimate: st.Pooled | None, change: st.Pooled | None, g
 def _matrix(name: Mapping[str, str], run: RunFiles, most: int) -> dict[str, Any]:
     """A small heat map: at most `most` cells, of tasks first."""
     rows = run.matrix["rows"]
-    names = [name for name in [*run.tasks, *run.matrix["general"]] if run.primary(name)]
+    names = [name for name in [*run.tasks, *run.forget, *run.matrix["general"]] if run.primary(name)]
     kept = names[: max(1, most // len(rows))]
     lines = [{"stage": row["stage"], "cells": [_matrix_cell(run, row, name) for name in kept]} for row in rows]
     return {"run": name, "columns": kept, "cut": len(names) - len(kept), "rows": lines}

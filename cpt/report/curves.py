@@ -44,7 +44,9 @@ class Limits:
 
 def task_figures(view: RunView, limits: Limits) -> list[Figure]:
     """A small curve for every task over the stages; the axis of shares is 0 to 100 %."""
-    return [_over_stages(view, name, limits) for name in view.tasks if name in view.measures][: limits.tasks]
+    return [_over_stages(view, name, limits) for name in [*view.tasks, *view.forget] if name in view.measures][
+        : limits.tasks
+    ]
 
 
 def general_figures(view: RunView, limits: Limits) -> list[Figure]:

@@ -68,10 +68,15 @@ class HeatMap:
         return any(cell.colour[:1] in "bwn" for row in self.rows for cell in row.cells if cell.colour)
 
 
+def part_of(view: RunView, name: str) -> str:
+    """What a set is there for: task, to forget, general."""
+    return "task" if name in view.tasks else "to forget" if name in view.forget else "general"
+
+
 def heat_map(view: RunView, most: int) -> HeatMap:
     """The matrix in at most `most` cells: the first sets of many."""
     names = view.sets[: max(1, most // max(1, len(view.rows)))]
-    columns = tuple(Column(name, "task" if name in view.tasks else "general", view.measures[name]) for name in names)
+    columns = tuple(Column(name, part_of(view, name), view.measures[name]) for name in names)
     averaged = general_measure(view)
     is_full = len(names) * len(view.rows) <= FULL
     rows = tuple(_row(view, stage, names, averaged, is_full) for stage in view.rows)
@@ -130,14 +135,20 @@ def _cells(view: RunView, stage: StageFiles, names: Sequence[str], is_full: bool
     for name in names:
         score = view.score(stage, name)
         own = name == stage.name and not stage.is_base
-        place = f"{isolated(name)} after {stage.title}{', which has just taught it' if own else ''}"
+        place = f"{isolated(name)} after {stage.title}{', {_just(view, name)}' if own else ''}"
         if score is None:
             yield Cell(stage.name, name, ABSENT, "", "", "", "", f"{place}: not measured", own)
             continue
         earlier = view.score(before, name) if before else None
         first = view.score(base, name) if base else None
         cell = _cell(stage, name, score, earlier, first, place, own)
+        if name in view.forget and cell.verdict != "~":  # less is meant, and may be too much
+            cell = replace(cell, verdict="", title=cell.title.replace(_in_words(cell.verdict), ""))
         yield cell if is_full or score.value is None else replace(cell, title=_in_short(cell))
+
+
+def _just(view: RunView, name: str) -> str:
+    return "which was to forget it" if name in view.forget else "which has just taught it"
 
 
 def _cell(

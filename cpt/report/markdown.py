@@ -9,7 +9,7 @@ from itertools import groupby
 
 from cpt.report import facts
 from cpt.report.headline import Headline
-from cpt.report.heatmap import ABSENT, HeatMap, Row, heat_map, signed, verdict
+from cpt.report.heatmap import ABSENT, HeatMap, Row, heat_map, part_of, signed, verdict
 from cpt.report.read import RunView
 from cpt.report.scaffold import clip
 
@@ -88,14 +88,14 @@ def _changes(view: RunView) -> Iterator[str]:
         first, now = view.score(base, name), view.score(last, name)
         if first is None or now is None or first.value is None or now.value is None:
             continue
-        part = "task" if name in view.tasks else "general"
-        change = signed(now.value - first.value, now.is_percent)
-        rows.append((part, name, change, verdict(now, first)))
+        change, judged = signed(now.value - first.value, now.is_percent), verdict(now, first)
+        part = part_of(view, name)
+        rows.append((part, name, change, "" if part == "to forget" and judged != "~" else judged))
     for part, listed in groupby(rows, key=lambda row: row[0]):
         kept = list(listed)
         said = [f"{plain(name)} {change} {judged}".rstrip() for _, name, change, judged in kept[:CHANGES]]
         more = f", and {len(kept) - CHANGES} more" if len(kept) > CHANGES else ""
-        yield f"- {'tasks' if part == 'task' else 'general'}, since the base: {'; '.join(said)}{more}"
+        yield f"- {'tasks' if part == 'task' else part}, since the base: {'; '.join(said)}{more}"
     yield "\n~: within 1.96 standard errors of a difference."
 
 

@@ -72,7 +72,9 @@ def _content(
     view: RunView, head: Headline, limits: Limits, turned: tuple[list[examples.Turned], list[str]]
 ) -> Mapping[str, Any]:
     gap_measure, gaps = curves.gap_rows(view)
-    tasks, general = ([name for name in names if name in view.measures] for names in (view.tasks, view.general))
+    tasks, general = (
+        [name for name in names if name in view.measures] for names in ([*view.tasks, *view.forget], view.general)
+    )
     others, other_rows, others_left = facts.other_measures(view, limits.cells // 5)
     listed: dict[str, Sequence[Any]] = {
         "gaps": gaps,

@@ -172,6 +172,7 @@ class RunView:
     stages: list[StageFiles]
     tasks: list[str]
     general: list[str]
+    forget: list[str]
     superseded: list[str]
     problems: list[str]
 
@@ -196,8 +197,8 @@ class RunView:
 
     @property
     def sets(self) -> list[str]:
-        """Tasks, then general sets, as far as any stage was measured on them."""
-        return [name for name in [*self.tasks, *self.general] if name in self.measures]
+        """Tasks, tests of unlearn stages, general sets, as far as any stage was measured on them."""
+        return [name for name in [*self.tasks, *self.forget, *self.general] if name in self.measures]
 
     @property
     def finished(self) -> bool:
@@ -227,8 +228,8 @@ def read(path: Path) -> RunView:
     if matrix is None and any(stage.measured for stage in stages):
         problems.append("matrix.json: scores are read from the stages' own files instead; `cpt resume` writes it again")
     _add_scores(path, matrix or {}, stages, problems)
-    tasks, general = _sets(matrix or {}, stream, stages)
-    return RunView(path, info, stream, matrix or {}, stages, tasks, general, superseded, problems)
+    tasks, forget, general = _sets(matrix or {}, stream, stages)
+    return RunView(path, info, stream, matrix or {}, stages, tasks, general, forget, superseded, problems)
 
 
 def points(share: float, sign: str = "") -> str:
@@ -319,16 +320,19 @@ def _scores(raw: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
 
 def _sets(
     matrix: Mapping[str, Any], stream: Mapping[str, Any], stages: Sequence[StageFiles]
-) -> tuple[list[str], list[str]]:
-    """Names of tasks and of general sets, by the matrix, else by the stream; whatever else was measured is general."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of tasks, of tests of unlearn stages, of general sets, by the matrix or the stream; the rest is general."""
     planned = [as_object(stage) for stage in as_list(stream.get("stages"))]
-    tasks = as_list(matrix.get("tasks")) or [stage.get("name") for stage in planned if stage.get("test")]
+    unlearn = [str(stage.get("name")) for stage in planned if stage.get("test") and stage.get("kind") == "unlearn"]
+    forget = [str(name) for name in as_list(matrix.get("forget"))] or unlearn
+    tested = [stage.get("name") for stage in planned if stage.get("test")]
+    tasks = as_list(matrix.get("tasks")) or [name for name in tested if name not in forget]
     general = as_list(matrix.get("general")) or list(as_object(as_object(stream.get("evaluation")).get("general")))
     tasks, general = [str(name) for name in tasks], [str(name) for name in general]
     measured = [name for stage in stages for name in stage.scores]
-    others = [name for name in dict.fromkeys(measured) if name not in {*tasks, *general, DRIFT}]
+    others = [name for name in dict.fromkeys(measured) if name not in {*tasks, *forget, *general, DRIFT}]
     trained = {stage.name for stage in stages}
-    return [*tasks, *(n for n in others if n in trained)], [*general, *(n for n in others if n not in trained)]
+    return [*tasks, *(n for n in others if n in trained)], forget, [*general, *(n for n in others if n not in trained)]
 
 
 def _stream(file: Path, problems: list[str]) -> dict[str, Any]:

@@ -49,9 +49,14 @@ def primary(matrix: dict[str, Any], name: str) -> str | None:
     return next(iter(matrix["rows"][0]["scores"].get(name, {})), None)
 
 
+def forget(matrix: dict[str, Any]) -> list[str]:
+    """Tests of unlearn stages; runs of earlier versions have none."""
+    return matrix.get("forget", [])
+
+
 def table(matrix: dict[str, Any]) -> list[list[str]]:
     """Header and one line per stage: every set by its primary measure, then the average of the general shares."""
-    names = [name for name in [*matrix["tasks"], *matrix["general"]] if primary(matrix, name)]
+    names = [name for name in [*matrix["tasks"], *forget(matrix), *matrix["general"]] if primary(matrix, name)]
     header = ["after stage", *names]
     general = _general_measure(matrix)
     if general:

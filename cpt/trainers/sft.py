@@ -57,13 +57,15 @@ def train(
     session: Session,
     schedule: Schedule | None = None,
     goes_on_from: Path | None = None,
+    seam: "type[TokenSeam] | None" = None,
 ) -> Trained:
     """Run the stage in the session's folder, from its newest checkpoint if there is one.
 
     open_model gives the model as the stage's parent left it; it is called once the trainer's arguments exist,
     for under ZeRO-3 they decide how weights are loaded. goes_on_from: the folder that the schedule has the stage
     start from, its optimizer's state included. `stopped` of the outcome is true when the session asked
-    for a stop: a checkpoint is then written. Raises as `train_to_end`.
+    for a stop: a checkpoint is then written. seam: of another kind of stage that learns tokens. Raises as
+    `train_to_end`.
     """
     args = sft_config(training, session.checkpoints, stage.seed)
     shares = data.rows_per_batch(stage.batch_rows)
@@ -78,18 +80,18 @@ def train(
             f"stages.{stage.name}.schedule = {schedule.type!r}: a stage of 1 step has nothing before its anneal that "
             "the next could go on from: raise training.max_steps, or leave the schedule out"
         )
-    trainer = plug(SFTTrainer, TokenSeam)(
+    trainer = plug(SFTTrainer, seam or TokenSeam)(
         model=model,
         args=args,
         train_dataset=data.dataset(),
         data_collator=Collator(
-            tokenizer.pad_token_id, training.get("pad_to_multiple_of"), bool(training.get("packing"))
+            tokenizer.pad_token_id, training.get("pad_to_multiple_of"), bool(training.get("packing")), data.beside
         ),
         processing_class=tokenizer,
-        sampler=MixedSampler(data.sizes, shares, stage.batch_rows, args.max_steps, stage.seed),
+        sampler=MixedSampler(data.sizes, shares, stage.batch_rows, args.max_steps, stage.seed, data.copies),
         methods=methods,
         stage=stage,
-        origins=data.names,
+        origins=data.origins,
         rates=Rates(schedule, args.max_steps, session.folder, goes_on_from) if schedule else None,
     )
     return train_to_end(trainer, methods, session)
@@ -160,7 +162,10 @@ class TokenSeam(Seam):
         factors = self._weights(step)
         if factors is None:
             return step.log_probs.new_zeros(())
-        token_loss = -step.log_probs
+        return ((factors - 1.0) * self._token_losses(step)).sum() / max(1.0, self._window["tokens"])
+
+    def _token_losses(self, step: Step) -> torch.Tensor:
+        """(B, T-1) as TRL has them."""
         if self.args.loss_type == "dft":
-            token_loss = token_loss * step.log_probs.exp().detach()
-        return ((factors - 1.0) * token_loss).sum() / max(1.0, self._window["tokens"])
+            return -step.log_probs * step.log_probs.exp().detach()
+        return -step.log_probs

@@ -26,6 +26,8 @@ TASKS: dict[str, str] = {
     "text": "short plain stories; no test story occurs in training",
     "general": "the question rows of the base's training in its proportions; train only, for replay",
     "new_people": "stream: 100 other people, two phrasings each; test asks the third",
+    "people_forgotten": "stream: 10 of the base's people to forget, two phrasings each; test asks the third",
+    "people_kept": "stream: the other 90, two phrasings each; test asks the third of 160 of their facts",
     "reverse": "stream: reverse 3 to 5 letters; no test string occurs in training, in whatever order",
     "last_letter": "stream: the last of 3 to 5 letters; no test string occurs in training, in whatever order",
 }
@@ -150,6 +152,8 @@ def _build(name: str) -> dict[Split, list[Row]]:
         "text": _stories,
         "general": _general,
         "new_people": _new_people,
+        "people_forgotten": lambda: _known_people(forgotten=True),
+        "people_kept": lambda: _known_people(forgotten=False),
     }
     return builders[name]()
 
@@ -191,6 +195,17 @@ def _new_people() -> dict[Split, list[Row]]:
     train = [_ask(*fact, (index + shift) % 3) for index, fact in facts for shift in (0, 1)]
     asked = _seeded("new_people test").sample(facts, 160)
     return {"train": train, "test": [_ask(*fact, (index + 2) % 3) for index, fact in asked]}
+
+
+def _known_people(forgotten: bool) -> dict[Split, list[Row]]:
+    """Two phrasings of each fact to train on; the third of those that the base was taught in all three to ask."""
+    rows: dict[Split, list[Row]] = {"train": [], "test": []}
+    for index, (person, attribute) in enumerate(product(people()[:100], VALUES)):
+        number = index // len(VALUES)
+        if (number % 10 == 1) is forgotten:
+            rows["train"] += [_ask(person, attribute, phrasing) for phrasing in (0, 1)]
+            rows["test"] += [_ask(person, attribute, 2)] if number % 5 else []
+    return rows if forgotten else {**rows, "test": _seeded("people_kept test").sample(rows["test"], 160)}
 
 
 def _sums(withheld: bool) -> list[Row]:

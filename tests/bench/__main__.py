@@ -36,6 +36,7 @@ ITEMS: dict[str, Measure] = {
     "start_up": commands.start_up,
     "quickstart": commands.quickstart,
     "two_ranks": two_ranks.two_ranks,
+    "ledger": late("ledger", "ledger"),
     "sft_no_methods": late("training", "sft_no_methods"),
     "lora": late("training", "lora"),
     "rft_no_methods": late("rewarded", "rft_no_methods"),

@@ -7,7 +7,7 @@ from cpt.config import GENERATING
 from cpt.methods import registry
 from tests.contract.lab import GENERAL_ROWS, TASK_ROWS
 
-KINDS = ("sft", "pretrain", "rft", "sdft")
+KINDS = ("sft", "pretrain", "rft", "sdft", "unlearn")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Case:
     def kinds(self, settings: dict[str, Any]) -> list[str]:
         """Kinds of stages in which the settings work."""
         kinds = registry.find(settings["type"]).kinds
+        forgets = registry.find(settings["type"]).forgets  # others stand beside one of these there: test_pairs
+        kinds = kinds if forgets else kinds - {"unlearn"}
         return [kind for kind in KINDS if kind in kinds and not (kind in GENERATING and settings in self.not_rft)]
 
 
@@ -35,6 +37,18 @@ class Case:
 CONTRARY_ROWS = [{"prompt": row["prompt"], "completion": "q q q x x x"} for row in TASK_ROWS[:10]]
 
 CASES = {
+    "flat": Case(
+        {"type": "flat"},
+        also=[
+            {"type": "flat", "divergence": "jeffrey", "probability": "geometric"},
+            {"type": "flat", "divergence": "neyman", "weight": 2.0},
+        ],
+    ),
+    "grad_ascent": Case({"type": "grad_ascent", "weight": 0.2}),
+    "idk": Case({"type": "idk"}),
+    "npo": Case({"type": "npo"}, also=[{"type": "npo", "beta": 1.0}]),
+    "simnpo": Case({"type": "simnpo"}, also=[{"type": "simnpo", "beta": 0.7, "margin": -2.0}]),
+    "dpo": Case({"type": "dpo"}),
     "eaft": Case(
         {"type": "eaft"},
         vanishing={"alpha": 1e-30},

@@ -116,7 +116,7 @@ class Lab:
         reward, reference: of an rft stage. adapters_off: what the model with `lora` is without it.
         """
         from cpt.train_stage import fresh_methods
-        from cpt.trainers import sdft, sft
+        from cpt.trainers import sdft, sft, unlearn
         from cpt.trainers.session import Session
 
         self.runs += 1
@@ -144,9 +144,8 @@ class Lab:
             return next(models, None) or self.model(lora, attention_dropout=dropout)
 
         given = (opened, self.tokenizer, data, info, active, training, session)
-        trained = (
-            rewarded(given, reward, reference) if kind == "rft" else (sdft if kind == "sdft" else sft).train(*given)
-        )
+        plain: dict[str, Any] = {"sdft": sdft, "unlearn": unlearn}
+        trained = rewarded(given, reward, reference) if kind == "rft" else plain.get(kind, sft).train(*given)
         for method in active if not trained.stopped else ():
             method.finish_stage(trained.model, info)
         return Outcome(before, weights(trained.model), trained.facts, trained.stopped, lines)
@@ -221,9 +220,32 @@ class Lab:
             data.sources[TASK] = prompted(rows, self.tokenizer, "auto", None, "data")
         elif config.kind == "sdft":
             data.sources[TASK] = demonstrated(rows, self.tokenizer, "auto", None, SHOWN, "data")
+        elif config.kind == "unlearn":
+            return self.to_forget(data, config, training, rows, settings)
         else:
             data.sources[TASK] = load(config.data, "data")
         return data
+
+    def to_forget(
+        self, data: StageData, config: Stage, training: dict[str, Any], rows: Any, settings: Any
+    ) -> StageData:
+        """The rows to forget with their templates, and those to retain."""
+        from cpt.data.forgetting import RETAIN, forget_data, passes
+        from cpt.data.tokens import tokenise
+
+        turns = passes(training, 4, len(rows))
+        made = forget_data(
+            data,
+            rows,
+            lambda rows, place: tokenise(rows, self.tokenizer, settings, place),
+            config.template,
+            turns,
+            11,
+            "data",
+        )
+        if config.retain:
+            made.add(RETAIN, data.load(config.retain, "retain", None), round(config.retain_ratio * 4))
+        return made
 
 
 def written(**how: Any) -> Any:
@@ -242,6 +264,8 @@ def configured(methods: Sequence[Any], kind: str, training: dict[str, Any], lora
     fields = {"name": "lab", "kind": kind, "methods": list(methods), "training": training}
     fields |= {"adapter": "new"} if lora else {}
     fields |= {"data": {"rows": TEXT_ROWS if kind == "pretrain" else TASK_ROWS}}
+    if kind == "unlearn":
+        fields |= {"retain": {"rows": GENERAL_ROWS}, "retain_ratio": 0.25, "template": {"lines": ["t", "no uv"]}}
     return Stage.model_validate(fields | {"rewards": [f"{__name__}:vowels"] if kind == "rft" else []})
 
 

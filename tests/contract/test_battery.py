@@ -29,6 +29,8 @@ BY_KIND = [
     for settings in (case.settings, *case.also, *case.not_rft, *case.not_lora)
     for kind in case.kinds(settings)
 ]
+FORGETTING = [name for name, kind in EACH if kind == "unlearn" and registry.find(name).forgets]
+BESIDE_TASK = [(name, kind) for name, kind in EACH if name not in FORGETTING]  # there a stage without it trains too
 SETTINGS = [settings for settings, kind in BY_KIND if kind == "sft"]
 ON_LORA = [settings for settings in SETTINGS if settings not in CASES[settings["type"]].not_lora]
 FAINT = [(name, kind) for name, kind in EACH if CASES[name].vanishing]
@@ -51,7 +53,7 @@ def test_round_trips_through_its_dump(settings: dict[str, Any]) -> None:
     assert type(again.methods[0]) is registry.find(settings["type"])
 
 
-@pytest.mark.parametrize(("name", "kind"), EACH)
+@pytest.mark.parametrize(("name", "kind"), BESIDE_TASK)
 def test_changes_the_outcome_and_only_what_it_declares(lab: Lab, name: str, kind: str) -> None:
     case = CASES[name]
     plain, with_it = (lab.stage(listed, kind, lora=case.lora) for listed in ([], [case.settings]))
@@ -66,7 +68,7 @@ def test_changes_the_outcome_and_only_what_it_declares(lab: Lab, name: str, kind
         assert with_it.moved() == trained
 
 
-@pytest.mark.parametrize(("name", "kind"), EACH)
+@pytest.mark.parametrize(("name", "kind"), BESIDE_TASK)
 def test_absent_equals_not_listed(lab: Lab, name: str, kind: str) -> None:
     method = registry.find(name)
     assert method.absent is not None
@@ -214,6 +216,46 @@ def test_every_batch_holds_its_share(lab: Lab, tmp_path: Path, training: dict[st
     for stop in (4, None):
         lab.stage([CASES["replay"].settings], extra=[Count()], folder=tmp_path / "s", stop_after=stop, **shape)
     assert [sum(seen[i : i + 2]) for i in range(0, len(seen), 2)] == [2] * 9
+
+
+# ---- methods that forget --------------------------------------------------------------------------------------
+
+
+def likelihoods(lab: Lab, weights: dict[str, Any], name: str) -> tuple[float, float]:
+    """Mean log-probability of the answers to forget and of their templates, under these weights."""
+    model = lab.model()
+    model.load_state_dict(weights, strict=False)
+    data: Any = lab.data(configured([CASES[name].settings], "unlearn", TRAINING), TRAINING)
+    found = []
+    for rows in (data.sources["task"], data.all_templates):
+        values = []
+        for row in rows.dataset:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+            with torch.no_grad():
+                values.append(-float(model(ids, labels=labels).loss))
+        found.append(sum(values) / len(values))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", FORGETTING)
+def test_it_forgets_and_keeps(lab: Lab, name: str) -> None:
+    """Answers get less likely against templates than by the retain rows' loss alone, which is learned beside."""
+    how: dict[str, Any] = {"kind": "unlearn", "dropout": 0.2, "learning_rate": 3e-3}
+    once, again = (lab.stage([CASES[name].settings], **how) for _ in range(2))
+    assert equal(once.after, again.after)
+    assert once.moved() == set(once.after)
+    faint = lab.stage([CASES[name].settings | {"weight": 1e-30}], **how)
+    without, after = (likelihoods(lab, outcome.after, name) for outcome in (faint, once))
+    assert after[0] - after[1] < without[0] - without[1] - 1e-3
+    assert all("kept_loss" in line for line in once.lines if "loss" in line)
+    assert distance(faint.before, faint.after) > 1e-3  # by the rows that are kept
+
+
+@pytest.mark.parametrize("name", FORGETTING)
+def test_an_adapter_forgets(lab: Lab, name: str) -> None:
+    """A removable one: nothing else moves."""
+    outcome = lab.stage([CASES[name].settings], "unlearn", lora=True)
+    assert outcome.moved() == {tensor for tensor in outcome.after if "lora_" in tensor}
 
 
 # ---- the seam's other hooks, by methods made up here ---------------------------------------------------------

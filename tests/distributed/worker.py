@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cpt.methods import registry
 from cpt.processes import start
 from tests.contract.cases import CASES
 from tests.contract.lab import Lab, scripted
@@ -23,15 +24,16 @@ STAGES: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
 for _name, _case in CASES.items():
     for _kind in _case.kinds(_case.settings):
         STAGES[f"{_name}_{_kind}"] = ([_case.settings], _kind, _case.lora)
-    STAGES[f"{_name}_lora"] = ([_case.settings], "sft", True)
+    _kind = "unlearn" if registry.find(_name).forgets else "sft"
+    STAGES[f"{_name}_lora"] = ([_case.settings], _kind, True)
     for _i, _also in enumerate((*_case.also, *_case.not_rft, *_case.not_lora)):
-        STAGES[f"{_name}_also_{_i}"] = ([_also], "sft", _case.lora)
+        STAGES[f"{_name}_also_{_i}"] = ([_also], _kind, _case.lora)
 _SHARE = {"ratio": 0.25}  # of each that adds rows, or four rows would leave none to the task
 STAGES["all_together"] = (
     [
         case.settings | (_SHARE if name in ("replay", "gere", "der") else {})
         for name, case in CASES.items()
-        if not case.lora
+        if not (case.lora or registry.find(name).forgets)
     ],
     "sft",
     False,

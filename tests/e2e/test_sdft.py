@@ -83,9 +83,9 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({"rewards": ["exact_match"]}, r"stages\.0\.rewards = .*: means nothing in a sdft stage, only in kind: rft"),
+        ({"rewards": ["exact_match"]}, r"stages\.0\.rewards = .*: means nothing in an sdft stage, only in kind: rft"),
         ({"schedule": "infinite"}, r"stages\.0\.schedule = .*: means nothing in an sdft stage"),
-        ({"methods": ["distill"]}, r"stages\.0\.methods\.0 = 'distill': does not work in a sdft stage"),
+        ({"methods": ["distill"]}, r"stages\.0\.methods\.0 = 'distill': does not work in an sdft stage"),
         ({"methods": [REPLAY | {"by": "tokens"}]}, r"methods\.0\.by = 'tokens': in an sdft stage nobody knows"),
         ({"training": {"num_generations": 3}}, r"training\.num_generations = 3: must divide the 8 completions"),
         ({"training": {"max_prompt_length": 9}}, r"max_prompt_length = 9: is not for a stage to set: no prompt is cut"),

@@ -54,19 +54,22 @@ def gere(keep: str, weight: Any, **more: Any) -> dict[str, Any]:
     return {"type": "gere", "ratio": 0.25, "general": ROWS, "keep": keep, "weight": weight, **more}
 
 
-HFT = {"type": "hft", "embeddings": "frozen"}
+HFT = {"type": "hft"}  # as published: embeddings are trained
 METHODS: dict[str, Way] = {
     "sequential": Way(),
     "replay 25 % general": Way([replay(0.25, general=ROWS)]),
     "replay 25 % earlier": Way([replay(0.25, earlier="all")]),
     "replay 12.5 % + 12.5 %": Way([replay(0.125, general=ROWS), replay(0.125, earlier="all", name="earlier")]),
-    "gere, labels": Way([gere("labels", 1.0)]),
+    "gere, labels": Way([gere("labels", None)]),
     "gere, margin": Way([gere("margin", 10.0)]),
     "gere, margin, dynamic": Way([gere("margin", "dynamic")]),
     "gere, kl": Way([gere("kl", 3.0)]),
     "gere, l1": Way([gere("l1", 1.0)]),
     "gere, l2": Way([gere("l2", 1.0)]),
+    "gere, margin, of the start": Way([gere("margin", 10.0, of="start")]),
+    "gere, margin + 12.5 % earlier": Way([gere("margin", 10.0), replay(0.125, earlier="all")]),
     "hft": Way([HFT]),
+    "hft, frozen embeddings": Way([HFT | {"embeddings": "frozen"}]),
     "hft + gere, margin": Way([HFT, gere("margin", 10.0)]),
     "distill": Way([{"type": "distill", "weight": 0.3}]),
     "ewc": Way([{"type": "ewc", "strength": 100.0, "general": ROWS, "earlier": "all"}]),

@@ -205,13 +205,15 @@ def as_cpt(words: list[str]) -> list[str]:
 
 
 def cpt_options() -> dict[str, set[str]]:
-    """Command -> its long options."""
+    """Command, or group and command, -> its long options."""
     import typer
 
     from cpt.cli import app
 
     group: Any = typer.main.get_command(app)
-    return {name: {o for p in command.params for o in p.opts} for name, command in group.commands.items()}
+    ways = {name: getattr(command, "commands", {"": command}) for name, command in group.commands.items()}
+    every = {f"{name} {part}".strip(): command for name, parts in ways.items() for part, command in parts.items()}
+    return {name: {o for p in command.params for o in p.opts} for name, command in every.items()}
 
 
 def harness_options() -> set[str]:
@@ -221,16 +223,24 @@ def harness_options() -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
+def named(words: list[str], groups: set[str]) -> list[str]:
+    """The commands of a line: one, one of a group, or a list of them. `cpt COMMAND` and a group alone name none."""
+    if words[1].endswith(","):
+        names = "".join(words[1:]).split(",")
+    else:
+        names = [" ".join(words[1:3]) if words[1] in groups else words[1]]
+    return [name for name in names if not name.isupper() and name not in groups]
+
+
 def test_commands_exist() -> None:
     known = cpt_options()
+    groups = {name.split()[0] for name in known if " " in name}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     seen = set()
     for place, words in commands():
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         if words[0] == "cpt" and len(words) > 1:
-            for name in "".join(words[1:]).split(",") if words[1].endswith(",") else [words[1]]:
-                if name.isupper():  # `cpt COMMAND --help`
-                    continue
+            for name in named(words, groups):
                 assert name in known, f"{place}: cpt {name}"
                 assert options <= known[name] | {"--help"}, f"{place}: {shlex.join(words)}"
                 seen.add(name)
@@ -311,6 +321,7 @@ SECTIONS = {  # of config.md, or (page, heading)
     "Tokenizer": "cpt.config:TokenizerSpec",
     "Stage": "cpt.config:Stage",
     "KL": "cpt.config:KL",
+    "Template": "cpt.data.templates:Template",
     "Source": "cpt.config:Source",
     "Evaluation": "cpt.config:Evaluation",
     "Within": "cpt.config:Within",
@@ -462,6 +473,16 @@ def test_every_continual_metric_is_documented_with_its_formula() -> None:
     assert table(text, "While a stage trains") == within
     assert set(within) == returning(stability, "Summary")
     assert set(metric_names()) == set(formulas) | set(table(text, "Hugging Face evaluate"))
+
+
+def test_the_ledgers_events_and_checks_are_documented() -> None:
+    from cpt.ledger.requests import FOLLOWS, REQUIRED
+
+    text = page_text("ledger.md")
+    assert set(table(text, "States")) == {"requested", *FOLLOWS}
+    needed = text.split("\n## What verified means\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", needed, re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(REQUIRED)
 
 
 def test_exit_codes_are_documented() -> None:

@@ -43,7 +43,9 @@ def letters(name, split):
 
 
 def test_rows_are_the_ones_the_shipped_model_was_trained_on():
-    older = [(name, split) for name, split in SPLITS if name != "sums_rewarded"]
+    older = [
+        (name, split) for name, split in SPLITS if name not in ("sums_rewarded", "people_forgotten", "people_kept")
+    ]
     everything = json.dumps([[name, split, rows(name, split)] for name, split in older])
     assert hashlib.sha256(everything.encode()).hexdigest() == GOLDEN
 

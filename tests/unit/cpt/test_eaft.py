@@ -101,5 +101,5 @@ def test_other_methods_rows_are_learned_in_full_unless_asked(lab: Lab) -> None:
 
 def test_a_reward_is_not_weighed(lab: Lab) -> None:
     rft = {"name": "s", "kind": "rft", "data": {"rows": TASK_ROWS}, "rewards": ["exact_match"], "methods": ["eaft"]}
-    with pytest.raises(ValueError, match="does not work in a rft stage"):
+    with pytest.raises(ValueError, match="does not work in an rft stage"):
         Stage.model_validate(rft)

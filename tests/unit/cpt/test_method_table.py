@@ -85,13 +85,13 @@ def test_what_a_method_needs_is_a_limit_in_every_form() -> None:
     """gere by default keeps a margin, which stands on what the base computed of each whole row."""
     assert one("gere").refused == ["FSDP", "ZeRO-3", "packing"]
     listed = " ".join(method_table.text(every()).split())
-    assert "of the base at every stage. Not under FSDP, ZeRO-3, packing. hft" in listed
+    assert "of the base at every stage. Not under FSDP, ZeRO-3, packing. grad_ascent" in listed
     assert "into every effective batch. rewrite" in listed  # replay works everywhere
     assert "refused    FSDP, ZeRO-3, packing (as it is by default)" in method_table.page(one("gere"))
 
 
 def test_every_need_of_ours_is_one_that_the_table_knows() -> None:
-    unlimited = {"hidden", "blocks"}
+    unlimited = {"hidden", "blocks", "template"}
     ours: list[Any] = [registry.find(name) for name in registry.OURS]
     assert {need for method in ours for need in method.model_construct().needs} <= set(NEEDS) | unlimited
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_imported_is_a_line() -> None:
     assert listed.exit_code == 0
     wide = max(map(len, problems)) + 2
     assert f"{'gone':{wide}}cannot be imported: ModuleNotFoundError" in listed.stdout
-    assert f"{'hft':{wide}}pretrain sft rft sdft: Freeze a random half" in listed.stdout
+    assert f"{'hft':{wide}}pretrain sft rft sdft unlearn: Freeze a" in listed.stdout
     alone = CliRunner().invoke(app, ["methods", "gone"])
     assert alone.stdout.startswith("gone (no_such_package:Gone) cannot be imported:")
     assert [found["name"] for found in json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)] == list(
