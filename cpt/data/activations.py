@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cpt.data.recording import Recorder, Recording, offsets, record
 from cpt.data.tokens import IGNORED
-from cpt.losses.threshold_margin import Moments, pack, regions, unpack
+from cpt.losses.divergences import Head, log_probs_of, top_k_divergence
+from cpt.losses.threshold_margin import Moments, margins, pack, regions, unpack
 
 SAMPLE = 16  # rows on which the noise of batch shapes is measured
 SAFETY = 4.0  # times the noise that was seen
@@ -41,6 +42,10 @@ class Regions(Recording):
         """(N, H) uint8: the regions of the learned tokens of these rows, row after row."""
         return unpack(self.read("regions", "regions", rows).to(device), len(self._thresholds["low"]))
 
+    def apart(self, rows: Sequence[int], hidden: Tensor, head: Head | None) -> Tensor:
+        """(N, H) how far hidden states of these rows lie outside of their regions."""
+        return margins(hidden, self.regions(rows, hidden.device), *self.thresholds(hidden.device))
+
 
 class Features(Recording):
     """The last hidden states themselves, in the precision that the model computed in."""
@@ -49,14 +54,29 @@ class Features(Recording):
         """(N, H) float32 of the learned tokens of these rows, row after row."""
         return self.read("features", "features", rows).to(device).float()
 
+    def apart(self, rows: Sequence[int], hidden: Tensor, head: Head | None) -> Tensor:
+        """(N, H) distance of hidden states of these rows from what is kept."""
+        return (hidden.float() - self.features(rows, hidden.device)).abs()
+
 
 class TopK(Recording):
     """The k most likely next tokens and their log-probabilities."""
+
+    @cached_property
+    def _temperature(self) -> float:
+        return float(self.about.get("temperature", 1.0))
 
     def top_k(self, rows: Sequence[int], device: Any) -> tuple[Tensor, Tensor]:
         """(N, k) int64 token ids and (N, k) float32 log-probabilities of the learned tokens of these rows."""
         tokens, log_probs = (self.read("top_k", name, rows).to(device) for name in ("tokens", "log_probs"))
         return tokens.long(), log_probs
+
+    def apart(self, rows: Sequence[int], hidden: Tensor, head: Head | None) -> Tensor:
+        """(N, 1) divergence of the distributions that hidden states of these rows give, at the kept temperature."""
+        assert head is not None
+        tokens, log_probs = self.top_k(rows, hidden.device)
+        mine = log_probs_of(head, hidden, tokens, self._temperature)
+        return top_k_divergence(mine, log_probs).unsqueeze(1)
 
 
 class Answers(Recording):

@@ -18,6 +18,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,33 @@ def _replace(file: Path, text: str) -> None:
 
 
 # ---- which rows of earlier stages are kept ------------------------------------------------------------
+
+
+def chosen(
+    parts: Sequence[Loaded],
+    select: str,
+    budget: float | None,
+    seed: int,
+    losses: Callable[[Loaded], Sequence[float]] | None = None,
+) -> list[Loaded]:
+    """The rows of finished stages within a budget, stage by stage; those that keep none are left out.
+
+    select: `reservoir` and `balanced` share out a budget of all rows; `random`, `highest_loss` and `lowest_loss` have
+    one for each stage, as `per_stage` takes it.
+    """
+    if select in ("reservoir", "balanced"):
+        share_out = reservoir if select == "reservoir" else balanced
+        rows = share_out([part.rows for part in parts], int(budget or 0), seed)
+    else:
+        orders = [None if select == "random" else partial(_by_loss, losses, part, select) for part in parts]
+        rows = [per_stage(part.rows, budget, seed, order) for part, order in zip(parts, orders, strict=True)]
+    return [part_of(part, mine) for part, mine in zip(parts, rows, strict=True) if mine]
+
+
+def _by_loss(losses: Callable[[Loaded], Sequence[float]] | None, part: Loaded, select: str) -> list[int]:
+    assert losses is not None
+    found = losses(part)
+    return sorted(range(len(found)), key=lambda i: found[i], reverse=select == "highest_loss")
 
 
 def per_stage(

@@ -103,13 +103,34 @@ def whole_share(ratio: float, batch_rows: int) -> list[str]:
     return []
 
 
-def short_budget(field: str, budget: float | None, rows_per_batch: int) -> list[tuple[str, str]]:
-    """What is wrong with a budget of all replayed rows: it must hold those of one effective batch."""
-    if budget is None or budget >= rows_per_batch:
-        return []
-    return [
-        (field, f"keeps {budget:g} rows in all, fewer than the {rows_per_batch} of every effective batch: raise it")
-    ]
+def replay_problems(
+    ratio: float,
+    batch_rows: int,
+    wanted: object,
+    earlier: Sequence[str],
+    per_stage: float | None = None,
+    in_all: float | None = None,
+) -> list[tuple[str, str]]:
+    """What is wrong with a share of rows of earlier stages: it must be whole, the stages known, the budget no smaller.
+
+    per_stage, in_all: at most so many rows, of each stage or of all; what a share of a stage is nobody knows yet.
+    """
+    found = [("ratio", text) for text in whole_share(ratio, batch_rows)]
+    stages = len(earlier) if wanted == "all" else len(wanted) if isinstance(wanted, list) else 0
+    known = per_stage if per_stage is None or per_stage >= 1 else None
+    budgets = {"rows_in_all": in_all, "rows_per_stage": known and known * stages}
+    share, rows = round(ratio * batch_rows), next(((k, n) for k, n in budgets.items() if n is not None), None)
+    if rows and stages and rows[1] < share and not found:
+        text = f"keeps {rows[1]:g} rows in all, fewer than the {share} of every effective batch: raise it"
+        found = [(rows[0], text)]
+    return found + unknown_stages(wanted, earlier)
+
+
+def unused(method: "Method", fields: "Mapping[str, str | None]") -> list[tuple[tuple[str], Any, str]]:
+    """Fields that were given a value and do nothing: field -> why it is not used, or None where it is."""
+    own = type(method).model_fields
+    given = {key: getattr(method, key) for key in fields if getattr(method, key) != own[key].default}
+    return [((key,), value, f"{fields[key]}: leave it out") for key, value in given.items() if fields[key]]
 
 
 def unknown_stages(wanted: object, earlier: Sequence[str]) -> list[tuple[str, str]]:

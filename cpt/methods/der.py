@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, refuse
-from cpt.methods.base import Method, StageInfo, Term, short_budget, unknown_stages, whole_share
+from cpt.methods.base import Method, StageInfo, Term, replay_problems
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,12 +66,7 @@ class DER(Method):
         """The share must be whole and leave room for the task; the stages to replay must come before."""
         if not self.active:
             return []
-        share = [("ratio", text) for text in whole_share(self.ratio, batch_rows)]
-        stages = len(earlier if self.earlier == "all" else self.earlier)
-        if stages and isinstance(self.rows_per_stage, int):
-            budget, needed = self.rows_per_stage * stages, self.quotas(batch_rows)[self.name]
-            share = share or short_budget("rows_per_stage", budget, needed)
-        return share + unknown_stages(self.earlier, earlier)
+        return replay_problems(self.ratio, batch_rows, self.earlier, earlier, self.rows_per_stage)
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the rows. Which are kept of a stage follows from the stream's seed: every later stage keeps the same."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, refuse
-from cpt.methods.base import Method, StageInfo, Term
+from cpt.methods.base import Method, StageInfo, Term, unused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,8 +53,7 @@ class Distill(Method):
     def _of_the_average(self) -> "Distill":
         if self.to == "average" and self.reference == "cached":
             refuse((("reference",), "cached", "a moving average moves: take auto, or to: start"))
-        if self.to != "average" and self.decay != type(self).model_fields["decay"].default:
-            refuse((("decay",), self.decay, "is of to: average alone: leave it out"))
+        refuse(*unused(self, {"decay": None if self.to == "average" else "is of to: average alone"}))
         return self
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Source, Sources, refuse
-from cpt.methods.base import Method, StageInfo, Term, whole_share
+from cpt.methods.base import Method, StageInfo, Term, unused, whole_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 GENERAL = Source(hub="HuggingFaceTB/cosmopedia-100k", limit=1000)  # Apache-2.0
 TEMPERATURE = 2.0  # of the divergence, on both sides
 WEIGHTS = {"margin": 10.0, "kl": 1.0, "l1": 1.0, "l2": 1.0}  # from a scan on the tiny world: docs/log.md
-# The fields that only some of what may be kept has a use for.
-USED = {"weight": {"margin", "kl", "l1", "l2"}, "of": {"margin", "kl", "l1", "l2"}}
-USED |= {"mean": {"margin"}, "passes": {"margin"}, "top_k": {"kl"}}
 RECORDED = {"margin": "regions", "l1": "features", "l2": "features", "kl": "top_k"}
 
 
@@ -69,13 +66,12 @@ class GeRe(Method):
 
     @model_validator(mode="after")
     def _nothing_that_does_nothing(self) -> "GeRe":
-        idle = [name for name, users in USED.items() if self.keep not in users] + ["at_most"] * (
-            self.weight != "dynamic"
-        )
-        given = {name: getattr(self, name) for name in idle if getattr(self, name) != GeRe.model_fields[name].default}
-        why = {"at_most": "bounds weight: dynamic alone"}
         other = f"means nothing with keep: {self.keep}"
-        refuse(*(((name,), value, f"{why.get(name, other)}: leave it out") for name, value in given.items()))
+        kept, margin = None if self.keep != "labels" else other, None if self.keep == "margin" else other
+        dynamic = None if self.weight == "dynamic" else "bounds weight: dynamic alone"
+        likely = None if self.keep == "kl" else other
+        fields = {"weight": kept, "of": kept, "mean": margin, "passes": margin, "top_k": likely, "at_most": dynamic}
+        refuse(*unused(self, fields))
         return self
 
     @property
@@ -127,7 +123,8 @@ class GeRe(Method):
             return {}
         rows = step.rows(self.name) & step.mask.any(1)  # not the copies without labels that fill up a batch
         hidden = step.hidden[rows][:, :-1][step.mask[rows]]  # (N, H) of the positions that predict a learned token
-        distance = self._distance(step, hidden, step.row[rows].tolist())  # (N, H), of kl (N, 1)
+        distance = self._recording.apart(step.row[rows].tolist(), hidden, step.head)  # (N, H), of kl (N, 1)
+        distance = distance.square() if self.keep == "l2" else distance
         over, entries = f"{self.name}_tokens", distance.shape[1]
         factors = step.factors
         losses = -step.log_probs.detach() if factors is None else -step.log_probs.detach() * factors
@@ -137,22 +134,6 @@ class GeRe(Method):
         if self.keep == "margin" and self.mean == "violators":
             return {self.keep: Term(distance.sum() / (distance > 0).sum().clamp_min(1), "batches", self._weight(step))}
         return {self.keep: Term(distance.sum(), over, self._weight(step) / entries)}
-
-    def _distance(self, step: "Step", hidden: "Tensor", rows: list[int]) -> "Tensor":
-        if self.keep == "margin":
-            from cpt.losses.threshold_margin import margins
-
-            codes = self._recording.regions(rows, hidden.device)
-            return margins(hidden, codes, *self._recording.thresholds(hidden.device))
-        if self.keep == "kl":
-            from cpt.losses.divergences import log_probs_of, top_k_divergence
-
-            assert step.head is not None
-            tokens, log_probs = self._recording.top_k(rows, hidden.device)
-            mine = log_probs_of(step.head, hidden, tokens, TEMPERATURE)
-            return top_k_divergence(mine, log_probs).unsqueeze(1)
-        apart = hidden.float() - self._recording.features(rows, hidden.device)
-        return apart.abs() if self.keep == "l1" else apart.square()
 
     def _weight(self, step: "Step") -> float:
         if self.weight is None:

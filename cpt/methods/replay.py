@@ -5,13 +5,12 @@ at large. Cost: the replayed rows; at a fixed number of epochs a ratio r makes t
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from cpt.data.spec import Name, Sources, refuse
-from cpt.methods.base import Method, StageInfo, short_budget, unknown_stages, whole_share
+from cpt.methods.base import Method, StageInfo, replay_problems, unknown_stages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,19 +86,10 @@ class Replay(Method):
         """The share must be whole and leave room for the task; the stages to replay must come before."""
         if not self.active:
             return []
-        texts = whole_share(self.ratio, batch_rows) if self.by == "rows" else []
-        share = [("ratio", text) for text in texts] or self._short(batch_rows, earlier)
-        return share + unknown_stages(self.earlier, earlier)
-
-    def _short(self, batch_rows: int, earlier: Sequence[str]) -> list[tuple[str, str]]:
-        """A budget below one batch's rows; general rows may make up for it, and a share's size is not known yet."""
-        stages = len(earlier if self.earlier == "all" else self.earlier or [])
-        if self.by == "tokens" or self.general or not stages:
-            return []
-        if self.rows_in_all is not None:
-            return short_budget("rows_in_all", self.rows_in_all, self._rows(batch_rows))
-        each = self.rows_per_stage
-        return short_budget("rows_per_stage", each and (each * stages if each >= 1 else None), self._rows(batch_rows))
+        if self.by == "tokens":
+            return unknown_stages(self.earlier, earlier)
+        budgets = (None, None) if self.general else (self.rows_per_stage, self.rows_in_all)
+        return replay_problems(self.ratio, batch_rows, self.earlier, earlier, *budgets)
 
     def prepare_data(self, data: "StageData", stage: StageInfo) -> None:
         """Add the replay rows under this method's name."""
@@ -123,27 +113,17 @@ class Replay(Method):
 
     def _earlier(self, stage: StageInfo) -> "list[Loaded]":
         """The rows of earlier stages within the budget, kept in the run's memory."""
-        from cpt.data.memory import Memory, balanced, per_stage, reservoir
-        from cpt.data.sources import part_of
+        from cpt.data.memory import Memory, chosen
 
         parts = list(stage.rows_of(self.earlier).values())
         if self.rows_in_all is not None:
-            share_out = reservoir if self.select == "reservoir" else balanced
-            chosen = share_out([part.rows for part in parts], self.rows_in_all, stage.stream_seed)
+            kept = chosen(parts, self.select, self.rows_in_all, stage.stream_seed)
         else:
-            orders = [None if self.select == "random" else partial(self._by_loss, stage, part) for part in parts]
-            both = zip(parts, orders, strict=True)
-            chosen = [per_stage(part.rows, self.rows_per_stage, stage.seed, order) for part, order in both]
-        kept = [part_of(part, rows) for part, rows in zip(parts, chosen, strict=True) if rows]
+            kept = chosen(parts, self.select, self.rows_per_stage, stage.seed, stage.losses)
         if stage.memory is None:
             return kept
         memory, about = Memory(stage.memory), {"select": self.select}
         return [memory.keep_rows(f"{self.name}-{stage.name}", part, about) for part in kept]
-
-    def _by_loss(self, stage: StageInfo, part: "Loaded") -> list[int]:
-        assert stage.losses is not None
-        losses = stage.losses(part)
-        return sorted(range(len(losses)), key=lambda i: losses[i], reverse=self.select == "highest_loss")
 
     def weigh_tokens(self, step: "Step") -> "Tensor | None":
         """`weight` on replayed rows, 1 elsewhere."""

@@ -11,7 +11,8 @@ import pytest
 
 from cpt import DataError
 from cpt.methods.base import StageInfo, named_tensors
-from cpt.methods.hft import HFT, choose_half
+from cpt.methods.halves import choose_half
+from cpt.methods.hft import HFT
 from tests.contract.lab import GENERAL_ROWS, Lab, equal
 
 
