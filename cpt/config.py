@@ -425,9 +425,9 @@ class Stream(Strict):
     def batch_problems(self) -> list[Problem]:
         """What does not go together with the effective batch, which the number of processes is a factor of."""
         found: list[Problem] = []
-        names = [stage.name for stage in self.stages]
         for i, stage in enumerate(self.stages):
-            found += self._method_problems(i, stage, names[:i])
+            learned = [one.name for one in self.stages[:i] if one.kind != "unlearn"]  # what may be replayed
+            found += self._method_problems(i, stage, learned)
             found += [(("stages", i, "training", *problem[0]), *problem[1:]) for problem in self._group_problems(stage)]
         return found
 
@@ -449,8 +449,9 @@ class Stream(Strict):
                 if stage.kind in (*GENERATING, "unlearn") and getattr(method, "ratio", None) == "shuffled":
                     text = f"in an {stage.kind} stage rows come in a fixed share: give a number"
                     found.append(((*place, "ratio"), "shuffled", text))
-                if stage.kind in GENERATING and getattr(method, "by", None) == "tokens":
-                    text = f"in an {stage.kind} stage nobody knows how many tokens a completion will have: leave it out"
+                if stage.kind in (*GENERATING, "unlearn") and getattr(method, "by", None) == "tokens":
+                    unknown = "a completion will have" if stage.kind in GENERATING else "templates bring along"
+                    text = f"in an {stage.kind} stage nobody knows how many tokens {unknown}: leave it out"
                     found.append(((*place, "by"), "tokens", text))
                 taken[name] = quota
         if not found and stage.kind not in GENERATING and sum(taken.values()) >= rows:

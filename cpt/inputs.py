@@ -1,7 +1,7 @@
 """Everything a stream stands on, read, checked and identified before anything is trained."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cpt.models import base_identity, base_tokenizer
 from cpt.rewards.spec import identity
 from cpt.run_dir import digest
 from cpt.seeds import stage_seed
+from eval_harness.rows import content_key
 
 Say = Callable[[str], None]
 
@@ -84,6 +85,7 @@ def read_inputs(stream: Stream, say: Say) -> Inputs:
         tokenizer = base_tokenizer(stream)
     except CptError as error:
         problems += error.problems
+    problems += _learned_again(stream, read)
     if problems:
         raise DataError(*problems)
     plan = Plan.of(sets, stream.evaluation, tokenizer)
@@ -118,6 +120,28 @@ def _read_stages(stream: Stream, problems: list[str]) -> list[tuple[Loaded, dict
         except DataError as error:
             problems += error.problems
     return found
+
+
+def forgotten(stages: Iterable[tuple[Stage, Loaded]]) -> set[str]:
+    """Keys of the rows that unlearn stages among these are to forget."""
+    return {content_key(row) for stage, rows in stages if stage.kind == "unlearn" for row in rows.rows}
+
+
+def _learned_again(stream: Stream, read: list[tuple[Loaded, dict[str, Loaded]]]) -> list[str]:
+    """Rows that a stage would learn although one before it forgot them."""
+    if len(read) < len(stream.stages):  # some could not be read: that is said first
+        return []
+    problems = []
+    for i, (stage, (rows, beside)) in enumerate(zip(stream.stages, read, strict=True)):
+        gone = forgotten((one, part) for one, (part, _) in zip(stream.stages[:i], read, strict=False))
+        learned = beside if stage.kind == "unlearn" else {f"stages.{i}.data": rows, **beside}
+        for place, part in learned.items() if gone else ():
+            if same := [row.id for row in part.rows if content_key(row) in gone]:
+                problems.append(
+                    f"{place}: {len(same)} rows are forgotten by a stage before it ({', '.join(same[:3])}) and would "
+                    "be learned again: take them out"
+                )
+    return problems
 
 
 def _both(forget: Loaded, retain: Loaded, place: str) -> list[str]:

@@ -215,6 +215,8 @@ def _make(
     processes.on_main(commit)
     release(trained)
     say_facts(here.name, facts, say)
+    if request is not None:
+        say(f"  request {request} is applied, which does not say that the rows are gone: `cpt ledger show`")
 
 
 def _request(stream: Stream, inputs: Inputs, here: Planned) -> str | None:
@@ -323,14 +325,17 @@ def _refuse_lost_parent(planned: list[Planned]) -> None:
 def _supersede(run: Run, planned: list[Planned], say: Say) -> set[str]:
     """Rename what the stream no longer contains; the names of stages that are made anew in its place."""
     wanted = {here.folder.path: here for here in planned}
-    redone = set()
+    redone, left = set(), list[str]()
     for folder in run.stages():
         here = wanted.get(folder.path)
         record = folder.record()
         if here is None or (record is not None and record["identity"] != here.identity):
             target = run.supersede(folder)
             redone |= {here.name} if here else set()
+            left.append(folder.path.name.partition("_")[2])
             say(f"{folder.path.name} belongs to another version of the stream: kept as {target.name}")
+    for request in requests.left(run.path, left) if left else ():
+        say(f"note: request {request} is superseded with its stage; where the stage is made anew, it is asked anew")
     return redone
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cpt.config import BATCH_DEFAULTS, GENERATING, Stage, Stream
 from cpt.data.memory import Memory
-from cpt.data.sources import Loaded, drawn
+from cpt.data.sources import Loaded, drawn, part_of
 from cpt.errors import ConfigError, CptError
-from cpt.inputs import Inputs, Say, StageInputs
+from cpt.inputs import Inputs, Say, StageInputs, forgotten
 from cpt.methods.base import Method, StageInfo, named_tensors
 from cpt.models import (
     base_folder,
@@ -31,6 +31,7 @@ from cpt.rewards.spec import columns, label, resolve
 from cpt.schedule import STATE, goes_on
 from cpt.writing import Writer
 from eval_harness.prompts import definition
+from eval_harness.rows import content_key
 
 if TYPE_CHECKING:
     from cpt.data.stage_data import StageData
@@ -427,6 +428,7 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
     here, before = inputs.stages[number], inputs.stages[:number]
     schedules = [one.stage.schedule for one in inputs.stages[max(0, number - 1) : number + 1]]
     start = before[-1].identity if before else inputs.base
+    gone = forgotten((one.stage, one.rows) for one in inputs.stages[: number + 1])
     return StageInfo(
         index=number + 1,
         name=here.stage.name,
@@ -434,7 +436,11 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
         seed=here.seed,
         batch_rows=stream.batch_rows(here.stage),
         world=stream.world,
-        earlier=tuple((one.stage.name, one.rows) for one in before),
+        earlier=tuple(
+            (one.stage.name, rows)
+            for one in before
+            if one.stage.kind != "unlearn" and (rows := _without(one.rows, gone)).rows
+        ),
         identities={one.stage.name: one.identity for one in before},
         parent=f"{start}/{STATE}" if before and goes_on(*schedules) else start,
         base=inputs.base,
@@ -442,6 +448,11 @@ def stage_info(stream: Stream, inputs: Inputs, number: int) -> StageInfo:
         rows=here.rows,
         rendering=definition(inputs.tokenizer, stream.evaluation.chat_template),
     )
+
+
+def _without(loaded: Loaded, gone: set[str]) -> Loaded:
+    """The rows that no stage so far is to forget."""
+    return part_of(loaded, [row for row in loaded.rows if content_key(row) not in gone]) if gone else loaded
 
 
 def _adapters_off(stream: Stream, here: StageInputs, parent: Path) -> frozenset[str]:

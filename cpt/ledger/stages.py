@@ -42,3 +42,12 @@ def trained(
             ledger.apply(request, stage=stage, method=method, model_before=before, model_after=after)
         head = ledger.head()
         return {HEAD_FACT: asdict(head)} if head else {}
+
+
+def left(run_dir: Path, stages: Sequence[str]) -> list[str]:
+    """Supersede the requests of stages that left the stream, or are made anew; their ids."""
+    with Ledger.open(run_dir) as ledger:
+        gone = [one for one in ledger.requests() if one.stage in stages and one.state != "superseded"]
+        for request in gone:
+            ledger.supersede(request.id, f"stage {request.stage} belongs to another version of the stream")
+        return [request.id for request in gone]

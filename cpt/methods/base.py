@@ -86,9 +86,9 @@ class StageInfo:
     record: "Callable[..., Any] | None" = None
 
     def rows_of(self, stages: "Literal['all'] | Sequence[str] | None") -> "dict[str, Loaded]":
-        """Rows of the earlier stages that a method names, by name; of all, or of none."""
+        """Rows of the earlier stages that a method names, by name; of all, or of none. Without what was forgotten."""
         known = dict(self.earlier)
-        return {name: known[name] for name in (known if stages == "all" else stages or [])}
+        return {name: known[name] for name in (known if stages == "all" else stages or []) if name in known}
 
 
 def whole_share(ratio: float, batch_rows: int) -> list[str]:

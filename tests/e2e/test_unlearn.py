@@ -110,6 +110,17 @@ def test_stopped_and_resumed_it_is_the_same(finished: Run, tmp_path: Path, monke
         assert [entry.event for entry in ledger.entries()] == ["opened", "requested", "applied", "reopened"]
 
 
+def test_a_request_goes_with_its_stage_and_is_asked_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    done = run(stream(tmp_path), say=said.append)
+    assert any("request R1 is applied, which does not say that the rows are gone" in line for line in said)
+    again = run(stream(tmp_path, methods=["simnpo"]), run_dir=done.path, say=said.append)
+    assert any("request R1 is superseded with its stage" in line for line in said)
+    with Ledger.open(again.path) as ledger:
+        assert [(one.id, one.state) for one in ledger.requests()] == [("R1", "superseded"), ("R2", "applied")]
+        assert ledger.verify() == []
+
+
 def test_what_breaks_off_is_a_request_that_failed(tmp_path: Path) -> None:
     broken = stream(tmp_path, training={"learning_rate": 1e30}, methods=["grad_ascent"])
     with pytest.raises(TrainingError, match="was not a number"):

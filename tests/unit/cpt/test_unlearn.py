@@ -190,6 +190,10 @@ def stream(tmp_path: Path, **stage: Any) -> dict[str, Any]:
         ({"retain": {"rows": GENERAL_ROWS}, "retain_ratio": 0.3}, "stages.0.retain_ratio = 0.3: of 8 rows is 2.4 rows"),
         ({"template": {"lines": []}}, "every template needs words"),
         ({"template": {"lines": "rude"}}, "stages.0.template.lines"),
+        ({"methods": ["flat", {"type": "replay", "general": {"rows": GENERAL_ROWS}, "ratio": 0.25, "by": "tokens"}]},
+         "nobody knows how many tokens templates bring along"),
+        ({"methods": ["flat", {"type": "gere", "general": {"rows": GENERAL_ROWS}, "ratio": "shuffled"}]},
+         "in an unlearn stage rows come in a fixed share"),
         ({"schedule": "infinite"}, "means nothing in an unlearn stage"),
         ({"methods": ["flat", {"type": "replay", "general": {"rows": GENERAL_ROWS}, "ratio": 0.5}],
           "retain": {"rows": GENERAL_ROWS[:5]}}, "leave no room for task rows"),
@@ -228,3 +232,50 @@ def test_every_forgetter_is_one_of_unlearn_stages() -> None:
 
     assert forgetters() == ["dpo", "flat", "grad_ascent", "idk", "npo", "simnpo"]
     assert all(registry.find(name).kinds == {"unlearn"} for name in forgetters())
+
+
+# ---- what was forgotten stays so ------------------------------------------------------------------------------
+
+
+def later(**last: Any) -> dict[str, Any]:
+    """Learn two tasks, forget three rows of the first, then the last stage."""
+    stages = [
+        {"name": "one", "data": {"rows": TASK_ROWS}},
+        {"name": "two", "data": {"rows": GENERAL_ROWS}},
+        {"name": "gone", "kind": "unlearn", "data": {"rows": TASK_ROWS[:3]}, "methods": ["npo"]},
+        {"name": "last", "data": {"rows": [{"prompt": "q", "completion": "new"}]}, **last},
+    ]
+    return {"name": "s", "model": "tiny-world", "stages": stages}
+
+
+def test_forgotten_rows_are_not_replayed() -> None:
+    from cpt.inputs import read_inputs
+    from cpt.train_stage import stage_info
+
+    stream = Stream.parse(later(methods=[{"type": "replay", "earlier": "all"}]))
+    inputs = read_inputs(stream, lambda line: None)
+    asked = {row["prompt"] + row["completion"] for row in TASK_ROWS[:3]}
+    for number, held in ((1, len(TASK_ROWS)), (2, len(TASK_ROWS) - 3), (3, len(TASK_ROWS) - 3)):
+        earlier = dict(stage_info(stream, inputs, number).earlier)
+        assert set(earlier) == {"one"} if number == 1 else {"one", "two"}
+        assert len(earlier["one"].rows) == held
+        assert (not asked & {f"{row.prompt}{row.completion}" for row in earlier["one"].rows}) is (number > 1)
+    with pytest.raises(ConfigError, match="'gone' is no earlier stage"):
+        Stream.parse(later(methods=[{"type": "replay", "earlier": ["gone"]}]))
+
+
+@pytest.mark.parametrize(
+    ("last", "place"),
+    [
+        ({"data": {"rows": TASK_ROWS[1:5]}}, "stages.3.data: 2 rows are forgotten by a stage before it"),
+        ({"methods": [{"type": "replay", "general": {"rows": TASK_ROWS[2:9]}}]}, "stages.3.methods.0.general: 1 rows"),
+    ],
+    ids=["data", "general"],
+)
+def test_a_stage_that_would_learn_them_again_is_refused(last: dict[str, Any], place: str) -> None:
+    from cpt.inputs import read_inputs
+
+    with pytest.raises(DataError) as refused:
+        read_inputs(Stream.parse(later(**last)), lambda line: None)
+    assert place in str(refused.value)
+    assert "learned again" in str(refused.value)
