@@ -82,7 +82,7 @@ class FLAT(Method):
         stuck = {"template": last["template_probability"] < 0.5, "forget": last["forget_probability"] > 0.5}
         if still := [origin for origin, is_so in stuck.items() if is_so and last[f"{origin}_slope"] < SLOPE]:
             facts["note"] = (
-                f"next to no gradient reached the {' and the '.join(still)} answers (mean p(1 - p) below "
-                f"{SLOPE:g}): set probability: geometric, or train longer at a higher rate"
+                f"next to no gradient reached the {' and the '.join(still)} answers (mean p(1 - p) below {SLOPE:g}): "
+                "train longer or at a higher rate; templates can be taught by `idk` in a stage before"
             )
         return facts

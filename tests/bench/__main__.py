@@ -45,6 +45,7 @@ ITEMS: dict[str, Measure] = {
     "distill": late("retention", "distill"),
     "on_adapters": late("retention", "on_adapters"),
     "recording": late("retention", "recording"),
+    "forgetting": late("forgetting", "forgetting"),
     "multiple_choice": late("evaluation", "multiple_choice"),
     "measured_again": late("evaluation", "measured_again"),
     "memory_of_the_head": late("evaluation", "memory_of_the_head"),
