@@ -7,7 +7,24 @@ from accelerate.utils import is_peft_model
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from cpt.data.added import AddedRows
+from cpt.errors import ConfigError
 from cpt.trainers.plug import Seam
+
+# Of `generation_kwargs`: what the trainer counts on itself, by the field that says it.
+DECIDED = {
+    "num_return_sequences": "num_generations",
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+}
+
+
+def check_generation(training: dict[str, Any]) -> None:
+    """Raise ConfigError for generation arguments that would give other completions than the trainer counts."""
+    given = training.get("generation_kwargs") or {}
+    if wrong := [name for name in DECIDED if name in given]:
+        raise ConfigError(
+            *(f"training.generation_kwargs.{n} = {given[n]!r}: say it as training.{DECIDED[n]}" for n in wrong)
+        )
 
 
 class GeneratedSeam(Seam):

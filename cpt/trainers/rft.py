@@ -25,7 +25,7 @@ from cpt.data.stage_data import TASK, StageData
 from cpt.errors import ConfigError
 from cpt.methods.base import Method, StageInfo
 from cpt.rewards.scoring import Scored
-from cpt.trainers.generated import GeneratedSeam
+from cpt.trainers.generated import GeneratedSeam, check_generation
 from cpt.trainers.plug import plug
 from cpt.trainers.session import Session, Trained, arguments, prepared, train_to_end
 
@@ -58,6 +58,7 @@ class Rewarding:
 
 def grpo_config(training: dict[str, Any], folder: Path, seed: int, weights: Sequence[float]) -> GRPOConfig:
     """GRPOConfig of a stage. Raises ConfigError for values that TRL refuses, now or in its first step."""
+    check_generation(training)
     for name, allowed in CHOICES.items():
         if training.get(name, allowed[0]) not in allowed:
             raise ConfigError(f"training.{name} = {training[name]!r}: must be one of {', '.join(map(str, allowed))}")

@@ -23,7 +23,7 @@ from cpt.data.sampler import GroupSampler
 from cpt.data.stage_data import TASK, StageData
 from cpt.errors import ConfigError
 from cpt.methods.base import Method, StageInfo
-from cpt.trainers.generated import GeneratedSeam
+from cpt.trainers.generated import GeneratedSeam, check_generation
 from cpt.trainers.plug import plug
 from cpt.trainers.reference import evaluating, without_adapters
 from cpt.trainers.rft import rounds_for
@@ -44,6 +44,7 @@ CHOICES = {
 
 def sdft_config(training: dict[str, Any], folder: Path, seed: int) -> SDFTConfig:
     """SDFTConfig of a stage. Raises ConfigError for values that TRL refuses, now or in its first step."""
+    check_generation(training)
     for name, allowed in CHOICES.items():
         if training.get(name, allowed[0]) not in allowed:
             raise ConfigError(f"training.{name} = {training[name]!r}: must be one of {', '.join(allowed)}")

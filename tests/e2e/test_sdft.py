@@ -112,6 +112,10 @@ def test_what_a_stage_cannot_be(tmp_path: Path, stage: dict[str, Any], said: str
             {"training": {"teacher_prompt_template": "{prompt}"}},
             r"stages\.0\.training: TRL refuses .*privileged_context",
         ),
+        (
+            {"training": {"generation_kwargs": {"num_return_sequences": 2}}},
+            r"stages\.0\.training\.generation_kwargs\.num_return_sequences = 2: say it as training\.num_generations",
+        ),
         ({"data": {"rows": [{"text": "plain"}]}}, r"stages\.0\.data: has rows of plain text, .* an sdft stage needs"),
         (
             {"training": {"max_completion_length": 4096}},
