@@ -223,7 +223,7 @@ class Stage(Strict):
         if self.kind != "rft":
             names = ", ".join(label(reward) for reward in self.rewards)
             given = [("rewards", names), ("kl", None if self.kl == KL() else self.kl.to)]
-            return [((key,), v, f"means nothing in a {self.kind} stage, only in kind: rft") for key, v in given if v]
+            return [((key,), v, f"means nothing in {an(self.kind)} stage, only in kind: rft") for key, v in given if v]
         if not self.rewards:
             return [(("rewards",), [], "an rft stage needs at least one: exact_match, numeric, math, format or a path")]
         labels = [label(reward) for reward in self.rewards]
